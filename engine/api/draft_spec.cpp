@@ -1,0 +1,276 @@
+// The draft spec: a list of levels as one line of text, and the rules every such list obeys.
+#include "api/draft_spec.h"
+
+#include <algorithm>
+#include <charconv>
+#include <optional>
+#include <string_view>
+
+#include "backends/backend.h"
+#include "core/error.h"
+#include "formats/linear.h"
+
+namespace stepladder {
+namespace {
+
+constexpr int kMaxDrafts = kMaxEmitted - 1;
+constexpr int kMaxNgram = 16;
+
+// Drafts a round asks of a drafter that has no tokens= of its own. A drafted token is worth its
+// own price only while the levels above still accept it, so the count follows how often a copy
+// names its original's next token, and what one of its passes costs beside the verifier's. A text
+// lookup costs nothing but the rows it is checked with.
+struct DefaultTokens {
+  LevelSpec::Kind kind;
+  const char* format;
+  int tokens;
+};
+constexpr DefaultTokens kDefaultTokens[] = {
+    {LevelSpec::Kind::lookup, "", 10},        // free but for its rows, and it knows when to hold back
+    {LevelSpec::Kind::cast, "w8a16", 8},      // agrees 97 times in 100, at half the bytes
+    {LevelSpec::Kind::cast, "w8a8", 5},       // agrees 92 to 96 times in 100
+    {LevelSpec::Kind::cast, "mxfp4", 3},      // agrees 7 times in 10: longer guesses are wasted
+    {LevelSpec::Kind::cast, "w4a16", 3},      // agrees 3 times in 4
+    {LevelSpec::Kind::activations, "a8", 5},  // agrees 97 times in 100, but reads the same bytes
+    {LevelSpec::Kind::model, "", 5},
+};
+constexpr int kOtherTokens = 4;  // a format nobody has measured yet
+
+const char* const kForms =
+    "; a level is lookup, cast:FORMAT, switch:a8, model:DIR or a path, followed by options such as "
+    ":shared or :tokens=4";
+
+/// Splits at unescaped separators. Escapes stay in the pieces.
+std::vector<std::string> split(std::string_view text, char separator) {
+  std::vector<std::string> out(1);
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '\\' && i + 1 < text.size()) {
+      out.back() += text[i];
+      out.back() += text[++i];
+    } else if (text[i] == separator) {
+      out.emplace_back();
+    } else {
+      out.back() += text[i];
+    }
+  }
+  return out;
+}
+
+std::string unescape(std::string_view text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const bool escaped = text[i] == '\\' && i + 1 < text.size() &&
+                         std::string_view("\\:,").find(text[i + 1]) != std::string_view::npos;
+    out += text[escaped ? ++i : i];
+  }
+  return out;
+}
+
+std::string escape(std::string_view text) {
+  std::string out;
+  for (char c : text) {
+    if (c == '\\' || c == ':' || c == ',') out += '\\';
+    out += c;
+  }
+  return out;
+}
+
+std::string_view trimmed(std::string_view text) {
+  const auto space = [](char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; };
+  while (!text.empty() && space(text.front())) text.remove_prefix(1);
+  while (!text.empty() && space(text.back())) text.remove_suffix(1);
+  return text;
+}
+
+int number(std::string_view text, const std::string& option, const std::string& level) {
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  check(error == std::errc() && end == text.data() + text.size() && value > 0, Code::invalid_argument,
+        "draft: ", option, "=", text, " in '", level, "' is not a whole number above 0");
+  return value;
+}
+
+/// The keyword a level starts with takes the next piece as its argument.
+std::optional<LevelSpec::Kind> keyword(const std::string& word) {
+  if (word == "cast") return LevelSpec::Kind::cast;
+  if (word == "switch") return LevelSpec::Kind::activations;
+  if (word == "model") return LevelSpec::Kind::model;
+  if (word == "lookup") return LevelSpec::Kind::lookup;
+  return std::nullopt;
+}
+
+void read_option(const std::string& piece, const std::string& text, LevelSpec& level, bool& own) {
+  const size_t equals = piece.find('=');
+  const std::string name = piece.substr(0, equals);
+  const std::string value = equals == std::string::npos ? "" : unescape(piece.substr(equals + 1));
+  if (equals == std::string::npos) {
+    check(name == "shared" || name == "own", Code::invalid_argument, "draft: '", piece, "' in '", text,
+          "' is no option (shared, own, tokens=N, head=FORMAT, max=N, min=N)", kForms,
+          "; a colon or comma inside a path is written \\: or \\,");
+    check(level.kind == LevelSpec::Kind::cast ||
+              (level.kind == LevelSpec::Kind::activations && name == "shared"),
+          Code::invalid_argument, "draft: '", name, "' in '", text,
+          "': only a cast has a choice of caches; a switch always shares, the others have their own");
+    level.shared_cache = name == "shared", own = name == "own";
+  } else if (name == "tokens") {
+    level.tokens = number(value, name, text);
+  } else if (name == "head") {
+    check(!value.empty(), Code::invalid_argument, "draft: head= in '", text, "' names no format");
+    level.head = value;
+  } else if (name == "max") {
+    level.ngram_max = number(value, name, text);
+  } else if (name == "min") {
+    level.ngram_min = number(value, name, text);
+  } else {
+    fail(Code::invalid_argument, "draft: unknown option '", name, "=' in '", text,
+         "'; there are tokens=, head=, max= and min=");
+  }
+}
+
+LevelSpec parse_level(const std::string& text) {
+  const std::vector<std::string> pieces = split(text, ':');
+  LevelSpec level;
+  size_t next = 1;
+  if (const auto kind = keyword(pieces[0])) {
+    level.kind = *kind;
+    if (*kind != LevelSpec::Kind::lookup) {
+      check(pieces.size() > 1 && !pieces[1].empty(), Code::invalid_argument, "draft: '", text,
+            "' does not say what to ", pieces[0] == "model" ? "load" : pieces[0] + " to", kForms);
+      (*kind == LevelSpec::Kind::model ? level.path : level.format) = unescape(pieces[1]);
+      next = 2;
+    }
+  } else {
+    level.kind = LevelSpec::Kind::model;
+    level.path = unescape(pieces[0]);
+    check(!level.path.empty(), Code::invalid_argument, "draft: '", text, "' starts with nothing", kForms);
+  }
+  bool own = false;
+  for (; next < pieces.size(); ++next) {
+    const bool shared = level.shared_cache, owned = own;
+    read_option(pieces[next], text, level, own);
+    check(!(own && shared) && !(owned && level.shared_cache), Code::invalid_argument, "draft: '", text,
+          "' asks for both a shared cache and its own");
+  }
+  return level;
+}
+
+bool castable(const std::string& name) {
+  const auto all = formats();
+  return std::any_of(all.begin(), all.end(),
+                     [&](const WeightFormat* f) { return f->name == name && f->cast != nullptr; });
+}
+
+std::string castable_names() {
+  std::string out = "int8";
+  for (const WeightFormat* f : formats())
+    if (f->cast) out += std::string(", ") + f->name;
+  return out;
+}
+
+void check_level(const LevelSpec& level, const std::string& name) {
+  using Kind = LevelSpec::Kind;
+  const auto refuse = [&](bool given, const char* option, const char* where) {
+    check(!given, Code::invalid_argument, "draft: ", option, " of '", name, "' has no meaning there; it belongs to ",
+          where);
+  };
+  check(level.tokens >= 0 && level.tokens <= kMaxDrafts, Code::invalid_argument, "draft: tokens=", level.tokens,
+        " of '", name, "' is out of range; a round takes 1 to ", kMaxDrafts, " drafts");
+  refuse(level.kind != Kind::lookup && (level.ngram_max || level.ngram_min), "max or min", "lookup");
+  refuse((level.kind == Kind::lookup || level.kind == Kind::activations) && !level.head.empty(), "head",
+         "casts and models");
+  refuse((level.kind == Kind::lookup || level.kind == Kind::model) && level.shared_cache, "shared", "casts");
+  switch (level.kind) {
+    case Kind::model:
+      check(!level.path.empty(), Code::invalid_argument, "draft: a model level needs the path of a checkpoint");
+      break;
+    case Kind::cast:
+      check(castable(format_name(level.format)), Code::invalid_argument, "draft: there is no cast to '", level.format,
+            "'; there are ", castable_names());
+      break;
+    case Kind::activations:
+      check(level.format == "a8", Code::invalid_argument, "draft: there is no switch to '", level.format,
+            "'; there is a8");
+      break;
+    case Kind::lookup: {
+      const auto in_range = [&](int n) { return n >= 0 && n <= kMaxNgram; };
+      check(in_range(level.ngram_max) && in_range(level.ngram_min), Code::invalid_argument, "draft: max=",
+            level.ngram_max, " and min=", level.ngram_min, " of '", name, "' must be from 1 to ", kMaxNgram);
+      check(!level.ngram_max || !level.ngram_min || level.ngram_min <= level.ngram_max, Code::invalid_argument,
+            "draft: min=", level.ngram_min, " of '", name, "' is above max=", level.ngram_max);
+      break;
+    }
+  }
+  if (!level.head.empty())
+    check(castable(format_name(level.head)), Code::invalid_argument, "draft: there is no cast to head=", level.head,
+          " in '", name, "'; there are ", castable_names());
+}
+
+}  // namespace
+
+std::string format_name(const std::string& name) { return name == "int8" ? "w8a16" : name; }
+
+std::string level_name(const LevelSpec& level) {
+  switch (level.kind) {
+    case LevelSpec::Kind::model: return "model:" + level.path;
+    case LevelSpec::Kind::cast: return "cast:" + level.format + (level.shared_cache ? ":shared" : "");
+    case LevelSpec::Kind::activations: return "switch:" + level.format;
+    case LevelSpec::Kind::lookup: return "lookup";
+  }
+  return "";
+}
+
+LevelSpec with_defaults(LevelSpec level) {
+  const std::string format = format_name(level.format);
+  if (level.tokens == 0) {
+    level.tokens = kOtherTokens;
+    for (const DefaultTokens& d : kDefaultTokens)
+      if (d.kind == level.kind && (!*d.format || format == d.format)) level.tokens = d.tokens;
+  }
+  if (level.kind == LevelSpec::Kind::activations) level.shared_cache = true;
+  // An int8 head agrees as well as the stored one and reads half of it; 4 bits lose 9 points.
+  if (level.kind == LevelSpec::Kind::cast && level.head.empty()) level.head = "int8";
+  return level;
+}
+
+void check_draft(const std::vector<LevelSpec>& levels) {
+  check(levels.size() <= kMaxLevels, Code::invalid_argument, "draft: ", levels.size(), " levels; at most ", kMaxLevels,
+        " can stand below a target");
+  for (size_t i = 0; i < levels.size(); ++i) {
+    check_level(levels[i], level_name(levels[i]));
+    check(levels[i].kind != LevelSpec::Kind::lookup || i + 1 == levels.size(), Code::invalid_argument,
+          "draft: lookup proposes by itself and verifies nothing, so no level can stand below it; put it last");
+  }
+}
+
+std::vector<LevelSpec> parse_draft(const std::string& text) {
+  std::vector<LevelSpec> out;
+  if (trimmed(text).empty()) return out;
+  for (const std::string& piece : split(text, ',')) {
+    const std::string level(trimmed(piece));
+    check(!level.empty(), Code::invalid_argument, "draft: '", text, "' has an empty level", kForms);
+    out.push_back(parse_level(level));
+  }
+  check_draft(out);
+  return out;
+}
+
+std::string to_string(const std::vector<LevelSpec>& levels) {
+  std::string out;
+  for (const LevelSpec& level : levels) {
+    if (!out.empty()) out += ',';
+    switch (level.kind) {
+      case LevelSpec::Kind::model: out += "model:" + escape(level.path); break;
+      case LevelSpec::Kind::cast: out += "cast:" + escape(level.format); break;
+      case LevelSpec::Kind::activations: out += "switch:" + escape(level.format); break;
+      case LevelSpec::Kind::lookup: out += "lookup"; break;
+    }
+    if (level.shared_cache && level.kind == LevelSpec::Kind::cast) out += ":shared";
+    if (level.tokens) out += ":tokens=" + std::to_string(level.tokens);
+    if (!level.head.empty()) out += ":head=" + escape(level.head);
+    if (level.ngram_max) out += ":max=" + std::to_string(level.ngram_max);
+    if (level.ngram_min) out += ":min=" + std::to_string(level.ngram_min);
+  }
+  return out;
+}
+
+}  // namespace stepladder

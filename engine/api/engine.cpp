@@ -1,0 +1,292 @@
+// The composition root: opens a backend, loads the models a plan names, stacks the levels innermost
+// first, and starts the loop over them.
+#include "stepladder/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <thread>
+
+#include "api/load.h"
+#include "api/loop.h"
+#include "api/plan.h"
+#include "backends/cpu/memory.h"
+#include "core/error.h"
+#include "spec/drafters/lookup.h"
+#include "spec/model_verifier.h"
+#include "spec/rule_table.h"
+
+namespace stepladder {
+namespace {
+
+/// The rule table and the target's verifier, as the loop wants them.
+class ModelSide final : public TargetSide {
+ public:
+  ModelSide(std::shared_ptr<RuleTable> rules, ModelVerifier& target) : rules_(std::move(rules)), target_(target) {}
+  void begin(int slot, const Sampling& sampling, std::span<const Token> prompt) override {
+    rules_->begin(slot, sampling, prompt);
+  }
+  void ask_logprobs(int top) override { target_.ask_logprobs(top); }
+  TokenLogprobs logprobs(int i, int k) const override { return target_.logprobs(i, k); }
+
+ private:
+  std::shared_ptr<RuleTable> rules_;
+  ModelVerifier& target_;
+};
+
+/// Loading progress over several models as one count of bytes.
+class Progress {
+ public:
+  Progress(const Options& options, size_t total) : call_(options.progress), total_(total) {
+    if (call_) check(call_(0, total_), Code::cancelled, "loading was cancelled");
+  }
+  /// For a model that takes `share` of the total.
+  std::function<bool(size_t, size_t)> part(size_t share) {
+    if (!call_) return {};
+    const size_t before = done_;
+    done_ += share;
+    return [this, before, share](size_t done, size_t total) {
+      const double fraction = total ? double(done) / double(total) : 1;
+      return call_(std::min(total_, before + static_cast<size_t>(fraction * double(share))), total_);
+    };
+  }
+  void finish() {
+    if (call_) check(call_(total_, total_), Code::cancelled, "loading was cancelled");
+  }
+
+ private:
+  std::function<bool(size_t, size_t)> call_;
+  size_t total_, done_ = 0;
+};
+
+/// A level with its weights and cache, before the recursion is stacked.
+struct Loaded {
+  std::shared_ptr<const Model> model;
+  std::shared_ptr<KVCache> cache;
+  std::unique_ptr<ModelVerifier> verifier;
+  Act act = Act::a16;
+  size_t weight_bytes = 0, cache_bytes = 0;
+};
+
+class Loader {
+ public:
+  Loader(const LoadPlan& plan, const Options& options, Backend& backend)
+      : plan_(plan), backend_(backend), progress_(options, weight_bytes(plan)), models_(plan.sources.size()) {}
+
+  LoopParts load(Info& info) {
+    rules_ = std::make_shared<RuleTable>(backend_, plan_.sequences, plan_.vocab, plan_.context);
+    for (size_t k = 0; k < plan_.levels.size(); ++k) loaded_.push_back(load_level(static_cast<int>(k)));
+    backend_.wait();
+    progress_.finish();
+    describe(info);
+    return stack();
+  }
+
+ private:
+  static size_t weight_bytes(const LoadPlan& plan) {
+    size_t bytes = 0;
+    for (const Source& s : plan.sources) bytes += s.bytes;
+    for (const LevelPlan& l : plan.levels) bytes += l.bytes;
+    return bytes;
+  }
+
+  std::shared_ptr<const Model> source_model(int index, size_t& own_bytes) {
+    auto& model = models_[index];
+    if (!model) {
+      const Source& s = plan_.sources[index];
+      ModelOptions options;
+      options.head = s.head, options.also_a8 = s.also_a8, options.positions = positions(s);
+      options.progress = progress_.part(s.bytes);
+      model = std::make_shared<const Model>(backend_, *s.checkpoint, s.config, options);
+      own_bytes = model->bytes();
+    }
+    return model;
+  }
+
+  static int positions(const Source& s) {
+    return (s.context + kAttentionStep - 1) / kAttentionStep * kAttentionStep;
+  }
+
+  Loaded load_level(int k) {
+    const LevelPlan& level = plan_.levels[k];
+    const Source& source = plan_.sources[level.source];
+    Loaded out;
+    out.model = source_model(level.source, out.weight_bytes);
+    out.act = out.model->default_act();
+    if (level.spec.kind == LevelSpec::Kind::cast) {
+      ModelOptions options;
+      options.cast = format_name(level.spec.format), options.head = format_name(level.spec.head);
+      options.positions = positions(source);
+      options.progress = progress_.part(level.bytes);
+      out.model = std::make_shared<const Model>(backend_, *source.checkpoint, source.config, options, out.model);
+      out.act = out.model->default_act();
+      out.weight_bytes = out.model->bytes();
+    } else if (level.spec.kind == LevelSpec::Kind::activations) {
+      out.act = Act::a8;
+    }
+    if (level.cache_of == k) {
+      out.cache = make_cache(backend_, *out.model, source.context, plan_.tree_capacity, plan_.sequences);
+      out.cache_bytes = out.cache->bytes();
+    } else {
+      out.cache = loaded_[level.cache_of].cache;
+    }
+    VerifierOptions options;
+    options.level = static_cast<LevelId>(k), options.act = out.act, options.vocab = plan_.vocab;
+    options.context = source.context, options.tree_capacity = plan_.tree_capacity;
+    options.block = kPromptBlock, options.logprobs = k == 0 ? kMaxLogprobs : 0;
+    out.verifier = std::make_unique<ModelVerifier>(backend_, out.model, out.cache, rules_, options);
+    return out;
+  }
+
+  /// Levels over their drafters, innermost first.
+  LoopParts stack() {
+    LoopParts parts;
+    parts.side = std::make_unique<ModelSide>(rules_, *loaded_[0].verifier);
+    std::unique_ptr<Drafter> inner;
+    if (plan_.lookup) {
+      LookupOptions options;
+      options.tokens = plan_.lookup->tokens;
+      options.context = plan_.context, options.sequences = plan_.sequences;
+      if (plan_.lookup->ngram_min) options.ngram_min = plan_.lookup->ngram_min;
+      options.ngram_max = plan_.lookup->ngram_max ? plan_.lookup->ngram_max : std::max(options.ngram_max, options.ngram_min);
+      inner = std::make_unique<Lookup>(options);
+    }
+    for (size_t k = plan_.levels.size(); k-- > 0;) {
+      const LevelPlan& p = plan_.levels[k];
+      LevelOptions options;
+      options.name = p.name, options.tokens = p.drafts;
+      options.sequences = plan_.sequences, options.tree_capacity = plan_.tree_capacity;
+      options.context = plan_.sources[p.source].context;
+      auto level = std::make_unique<Level>(std::move(loaded_[k].verifier), std::move(inner), options);
+      if (k == 0)
+        parts.target = std::move(level);
+      else
+        inner = std::move(level);
+    }
+    parts.end_tokens = plan_.sources[0].config.end_tokens;
+    parts.limits = {plan_.vocab, plan_.context, plan_.sources[0].config.max_context()};
+    parts.sequences = plan_.sequences;
+    return parts;
+  }
+
+  void describe(Info& info) const {
+    const ModelConfig& c = plan_.sources[0].config;
+    info.architecture = c.architecture, info.backend = backend_.name();
+    info.vocab = plan_.vocab, info.context = plan_.context, info.model_context = c.max_context();
+    info.layers = c.layers, info.width = c.width;
+    info.parameters = loaded_[0].model->parameters();
+    info.end_tokens = c.end_tokens, info.notes = plan_.notes;
+    for (size_t k = 0; k < loaded_.size(); ++k) {
+      const Loaded& l = loaded_[k];
+      LevelInfo out;
+      out.name = plan_.levels[k].name;
+      out.format = format_label(l.model->layers()[0].qkv.desc());
+      out.head = format_label(l.model->head().desc());
+      out.act = l.act == Act::a8 ? "a8" : "a16";
+      out.weight_bytes = l.weight_bytes, out.pass_bytes = l.model->pass_bytes(l.act);
+      out.cache_bytes = l.cache_bytes;
+      out.tokens = k ? plan_.levels[k - 1].drafts : 0;
+      info.total_bytes += l.weight_bytes + l.cache_bytes + l.verifier->bytes();
+      info.levels.push_back(std::move(out));
+    }
+    if (plan_.lookup) {
+      LevelInfo out;
+      out.name = "lookup", out.tokens = plan_.lookup->tokens;
+      info.levels.push_back(std::move(out));
+    }
+  }
+
+  const LoadPlan& plan_;
+  Backend& backend_;
+  Progress progress_;
+  std::vector<std::shared_ptr<const Model>> models_;  // by source
+  std::shared_ptr<RuleTable> rules_;
+  std::vector<Loaded> loaded_;
+};
+
+int usable_cores() {
+  const unsigned n = std::thread::hardware_concurrency();
+  return n ? static_cast<int>(n) : 1;
+}
+
+class LoadedEngine final : public Engine {
+ public:
+  LoadedEngine(const std::string& directory, const Options& options, std::unique_ptr<Backend> backend)
+      : backend_(std::move(backend)) {
+    const LoadPlan plan = make_plan(directory, options);
+    const bool host = backend_->kernels().starts_with("cpu/");
+    check_memory(plan, memory_need(plan, *backend_), host ? available_host_bytes() : std::numeric_limits<size_t>::max());
+    info_.threads = options.threads ? options.threads : usable_cores();
+    loop_ = std::make_unique<Loop>(Loader(plan, options, *backend_).load(info_));
+  }
+  ~LoadedEngine() override {
+    if (!loop_->forked()) return;
+    // A forked child has neither the loop's thread nor the backend's workers: what they share with
+    // the child cannot be taken apart in an orderly way, so it is left to the end of the process.
+    loop_.release();
+    backend_.release();
+  }
+
+  std::shared_ptr<Stream> submit(Request request) override { return loop_->submit(std::move(request)); }
+  const Info& info() const override { return info_; }
+  std::vector<double> verify_ms(const std::vector<int>& rows, int context, int repeats) override;
+
+ private:
+  std::unique_ptr<Backend> backend_;
+  Info info_;
+  std::unique_ptr<Loop> loop_;  // before the backend goes, it ends its thread and frees the levels
+};
+
+std::vector<double> LoadedEngine::verify_ms(const std::vector<int>& rows, int context, int repeats) {
+  const int most = rows.empty() ? 1 : *std::max_element(rows.begin(), rows.end());
+  for (int n : rows)
+    check(n >= 1 && n <= kMaxEmitted, Code::invalid_argument, "rows: ", n, " is out of range; it must be from 1 to ",
+          kMaxEmitted);
+  check(context >= 0 && context + most <= info_.context, Code::invalid_argument, "context: ", context, " tokens and ",
+        most, " rows do not fit the context of ", info_.context);
+  check(repeats >= 1, Code::invalid_argument, "repeats: ", repeats, " is out of range; it must be 1 or more");
+  std::vector<std::vector<double>> times(rows.size());
+  loop_->run_idle([&](Level& target, TargetSide& side) {
+    Sequence sequence;
+    for (int i = 0; i <= context; ++i) sequence.tokens.push_back((i * 7919 + 13) % info_.vocab);
+    sequence.committed = sequence.tokens.size();
+    Sequence* const one[] = {&sequence};
+    Verifier& verifier = target.verifier();
+    side.begin(0, {}, sequence.tokens);
+    side.ask_logprobs(-1);
+    verifier.sync(one);
+    while (verifier.lacking(sequence) > 0) verifier.read(one, kPromptBlock);
+    DraftTrees trees(1, most);
+    RoundResult result;
+    // Sizes alternate, so that a change of the machine's speed meets them all; the first is warm-up.
+    for (int r = -1; r < repeats; ++r)
+      for (size_t i = 0; i < rows.size(); ++i) {
+        trees.reset(0, sequence.tokens.back());
+        for (int n = 1; n < rows[i]; ++n) trees.add(0, n - 1, (n * 104729 + 7) % info_.vocab, 0);
+        verifier.sync(one);
+        const auto start = std::chrono::steady_clock::now();
+        verifier.verify(one, trees, {&result, 1});
+        const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+        if (r >= 0) times[i].push_back(took.count());
+      }
+  });
+  std::vector<double> out;
+  for (auto& t : times) {
+    std::nth_element(t.begin(), t.begin() + t.size() / 2, t.end());
+    out.push_back(t[t.size() / 2]);
+  }
+  return out;
+}
+
+}  // namespace
+
+std::shared_ptr<Engine> load_engine(const std::string& directory, const Options& options,
+                                    std::unique_ptr<Backend> backend) {
+  return std::make_shared<LoadedEngine>(directory, options, std::move(backend));
+}
+
+std::shared_ptr<Engine> Engine::load(const std::string& directory, const Options& options) {
+  return load_engine(directory, options, open_backend({options.device, options.isa, options.threads}));
+}
+
+}  // namespace stepladder

@@ -1,0 +1,190 @@
+#include "api/plan.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "core/error.h"
+#include "io/vocabulary.h"
+#include "model/kv_cache.h"
+
+namespace stepladder {
+namespace {
+
+constexpr int kDefaultContext = 8192;
+constexpr int kMaxSequences = 1024;
+constexpr int kLeastTree = 64;  // nodes; room for a level that guesses a few rounds ahead
+constexpr int kRows = 128;      // of one pass
+
+std::string canonical(const std::string& directory) {
+  std::error_code error;
+  const auto path = std::filesystem::weakly_canonical(directory, error);
+  return error ? directory : path.string();
+}
+
+int open_source(LoadPlan& plan, const std::string& directory, const std::string& head, int wanted_context) {
+  const std::string path = canonical(directory);
+  for (size_t i = 0; i < plan.sources.size(); ++i)
+    if (canonical(plan.sources[i].directory) == path && plan.sources[i].head == head) return static_cast<int>(i);
+  Source source;
+  source.directory = directory, source.head = head;
+  source.checkpoint = open_checkpoint(directory);
+  source.config = read_config(*source.checkpoint);
+  source.context = std::min(wanted_context, source.config.max_context());
+  plan.notes.insert(plan.notes.end(), source.config.notes.begin(), source.config.notes.end());
+  plan.sources.push_back(std::move(source));
+  return static_cast<int>(plan.sources.size()) - 1;
+}
+
+void open_target(LoadPlan& plan, const std::string& directory, const Options& options) {
+  open_source(plan, directory, options.head.empty() ? "" : format_name(options.head), INT32_MAX);
+  Source& target = plan.sources[0];
+  const int most = target.config.max_context();
+  check(options.context >= 0 && options.context <= most, Code::invalid_argument, "context: ", options.context,
+        " is out of range; ", directory, " serves 1 to ", most, " tokens (0 = the default)");
+  plan.context = options.context ? options.context : std::min(most, kDefaultContext);
+  if (!options.context && most > plan.context)
+    plan.notes.push_back("context set to " + std::to_string(plan.context) + " of the model's " +
+                         std::to_string(most) + " tokens; ask for more with context=");
+  target.context = plan.context;
+  plan.vocab = real_vocab(directory, target.config);
+}
+
+void open_draft(LoadPlan& plan, LevelPlan& level, const std::string& directory) {
+  level.source = open_source(plan, level.spec.path, level.spec.head.empty() ? "" : format_name(level.spec.head),
+                             plan.context);
+  const Source& draft = plan.sources[level.source];
+  if (canonical(directory) != canonical(draft.directory)) check_same_vocabulary(directory, draft.directory);
+  check(draft.config.vocab >= plan.vocab, Code::vocab_mismatch, "draft: ", draft.directory, " has ",
+        draft.config.vocab, " tokens, the target ", plan.vocab, "; both must speak the same vocabulary");
+  if (draft.context < plan.context)
+    plan.notes.push_back(level.name + " holds " + std::to_string(draft.context) +
+                         " tokens; beyond that the text goes on without it");
+}
+
+/// Bits a weight takes in `format`, scales included.
+double bits_per_weight(const std::string& format, int k) {
+  const std::vector<float> zeros(k);
+  const FormatDesc desc = format_named(format).cast(zeros, 1, k, 0).desc;
+  return bits(desc.code) + (desc.scaled ? double(bits(desc.scale)) / (desc.group ? desc.group : k) : 0);
+}
+
+double body_weights(const ModelConfig& c) {
+  const double q = double(c.heads) * c.head_dim, kv = double(c.kv_heads) * c.head_dim;
+  return c.layers * (c.width * (2 * q + 2 * kv) + 3.0 * c.width * c.ffn);
+}
+
+/// What a checkpoint takes as stored: floats narrow to 16 bits, and a tied head is packed beside
+/// the embedding.
+size_t source_bytes(const Source& s) {
+  size_t bytes = 0;
+  for (const std::string& name : s.checkpoint->names()) {
+    const TensorInfo& t = *s.checkpoint->find(name);
+    bytes += t.dtype == "F32" && t.shape.size() > 1 ? t.bytes / 2 : t.bytes;
+  }
+  const auto& c = s.config;
+  if (c.tied_head) bytes += size_t(c.vocab) * c.width * 2;
+  return bytes + size_t(s.context) * c.head_dim * 4;
+}
+
+size_t cast_bytes(const Source& s, const LevelSpec& spec) {
+  const auto& c = s.config;
+  return static_cast<size_t>((body_weights(c) * bits_per_weight(format_name(spec.format), c.width) +
+                              double(c.vocab) * c.width * bits_per_weight(format_name(spec.head), c.width)) / 8);
+}
+
+}  // namespace
+
+int real_vocab(const std::string& directory, const ModelConfig& config) {
+  const size_t known = read_vocabulary(directory).size();
+  return known ? static_cast<int>(std::min<size_t>(known, config.vocab)) : config.vocab;
+}
+
+std::string format_label(const FormatDesc& desc) {
+  return std::string_view(desc.name) == "dense" ? std::string(name(desc.code)) : desc.name;
+}
+
+LoadPlan make_plan(const std::string& directory, const Options& options) {
+  check_draft(options.draft);
+  check(options.max_sequences >= 1 && options.max_sequences <= kMaxSequences, Code::invalid_argument,
+        "max_sequences: ", options.max_sequences, " is out of range; it must be from 1 to ", kMaxSequences);
+  check(options.threads >= 0 && options.threads <= 1024, Code::invalid_argument, "threads: ", options.threads,
+        " is out of range; it must be from 1 to 1024, or 0 for the machine's cores");
+  LoadPlan plan;
+  plan.sequences = options.max_sequences;
+  open_target(plan, directory, options);
+  LevelPlan target;
+  target.spec.kind = LevelSpec::Kind::model, target.spec.path = directory, target.name = "target";
+  plan.levels.push_back(std::move(target));
+
+  int ahead = 0;
+  for (const LevelSpec& given : options.draft) {
+    const LevelSpec spec = with_defaults(given);
+    plan.levels.back().drafts = spec.tokens;
+    ahead += 2 * (spec.tokens + 1);
+    if (spec.kind == LevelSpec::Kind::lookup) {
+      plan.lookup = std::make_unique<LevelSpec>(spec);
+      continue;
+    }
+    LevelPlan level;
+    level.spec = spec, level.name = level_name(spec);
+    // Casts and switches copy the nearest checkpoint above them, never another copy.
+    int above = static_cast<int>(plan.levels.size()) - 1;
+    while (plan.levels[above].spec.kind != LevelSpec::Kind::model) --above;
+    level.source = plan.levels[above].source;
+    level.cache_of = spec.shared_cache ? above : static_cast<int>(plan.levels.size());
+    if (spec.kind == LevelSpec::Kind::model) open_draft(plan, level, directory);
+    if (spec.kind == LevelSpec::Kind::activations) plan.sources[level.source].also_a8 = true;
+    if (spec.kind == LevelSpec::Kind::cast) level.bytes = cast_bytes(plan.sources[level.source], spec);
+    plan.levels.push_back(std::move(level));
+  }
+  plan.tree_capacity = std::max(kLeastTree, ahead + 1);
+  for (Source& source : plan.sources) source.bytes = source_bytes(source);
+  return plan;
+}
+
+KVSpec cache_spec(const LoadPlan& plan, const LevelPlan& level) {
+  const Source& s = plan.sources[level.source];
+  const ModelConfig& c = s.config;
+  const int positions = (s.context + kAttentionStep - 1) / kAttentionStep * kAttentionStep;
+  return {c.layers, c.kv_heads, c.head_dim, positions, plan.tree_capacity, plan.sequences, c.dtype};
+}
+
+MemoryNeed memory_need(const LoadPlan& plan, const Backend& backend) {
+  MemoryNeed need;
+  for (const Source& s : plan.sources) {
+    need.weights += s.bytes;
+    const auto& c = s.config;
+    // While a matrix is packed it stands beside its codes as read, and as f32 when it is cast.
+    need.transient = std::max(need.transient, 8 * std::max(size_t(c.vocab) * c.width, 2 * size_t(c.ffn) * c.width));
+  }
+  for (size_t k = 0; k < plan.levels.size(); ++k) {
+    const LevelPlan& level = plan.levels[k];
+    const auto& c = plan.sources[level.source].config;
+    need.weights += level.bytes;
+    if (level.cache_of == static_cast<int>(k)) {
+      need.caches += backend.kv_bytes(cache_spec(plan, level));
+      need.per_context += size_t(plan.sequences) * c.layers * 2 * c.kv_heads * c.head_dim * 2;
+    }
+    const size_t rows = std::max(kRows, plan.sequences * (plan.tree_capacity + 16));
+    need.work += kRows * (10 * size_t(c.ffn) + 16 * size_t(c.width) + 10 * size_t(c.heads) * c.head_dim) +
+                 64 * size_t(c.vocab) * 4 + rows * (size_t(c.width) * 4 + 2 * size_t(plan.tree_capacity));
+  }
+  need.work += size_t(plan.sequences) * plan.vocab * 8;
+  return need;
+}
+
+void check_memory(const LoadPlan& plan, const MemoryNeed& need, size_t available) {
+  if (need.total() <= available) return;
+  const auto mb = [](size_t bytes) { return (bytes + (size_t{1} << 20) - 1) >> 20; };
+  const size_t rest = need.total() - need.caches;
+  const size_t fits = available > rest && need.per_context ? (available - rest) / need.per_context / 32 * 32 : 0;
+  const std::string advice =
+      fits >= 32 ? "load with context=" + std::to_string(std::min<size_t>(fits, plan.context)) + " or less"
+                 : std::string("use a smaller model, fewer levels or a smaller format");
+  fail(Code::out_of_memory, plan.sources[0].directory, " does not fit: ", mb(need.total()), " MB needed (weights ",
+       mb(need.weights), ", cache of ", plan.sequences, " x ", plan.context, " tokens ", mb(need.caches), ", work ",
+       mb(need.work + need.transient), "), ", mb(available), " MB available; ", advice,
+       plan.sequences > 1 ? ", or with fewer max_sequences" : "");
+}
+
+}  // namespace stepladder

@@ -1,0 +1,66 @@
+// What loading will do, decided before any weight is read: which checkpoints are opened, which
+// level runs on which, what they share, and how much memory all of it takes.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "api/draft_spec.h"
+#include "io/checkpoint.h"
+#include "model/config.h"
+#include "model/weights.h"
+#include "stepladder/engine.h"
+
+namespace stepladder {
+
+/// One checkpoint directory; levels that name the same one share it.
+struct Source {
+  std::string directory;
+  std::string head;      // lm_head's format; "" = as stored
+  std::unique_ptr<Checkpoint> checkpoint;
+  ModelConfig config;
+  int context = 0;       // tokens a sequence may hold in it
+  bool also_a8 = false;  // a switch runs on its weights
+  size_t bytes = 0;      // estimate of what it takes on the backend
+};
+
+/// One verifying level; 0 is the target.
+struct LevelPlan {
+  LevelSpec spec;
+  std::string name;
+  int source = 0;        // the checkpoint it runs or copies
+  int cache_of = 0;      // the level whose cache it uses; itself when it owns one
+  int drafts = 0;        // asked of the drafter below; 0 when there is none
+  size_t bytes = 0;      // estimate of the weights held for it alone
+};
+
+struct LoadPlan {
+  std::vector<Source> sources;
+  std::vector<LevelPlan> levels;
+  std::unique_ptr<LevelSpec> lookup;  // the leaf, if there is one
+  int context = 0, sequences = 1, vocab = 0, tree_capacity = 0;
+  std::vector<std::string> notes;
+};
+
+/// Opens and checks everything that can be without reading weights.
+LoadPlan make_plan(const std::string& directory, const Options&);
+
+/// Bytes the plan takes, by what for.
+struct MemoryNeed {
+  size_t weights = 0, caches = 0, work = 0, transient = 0;
+  size_t per_context = 0;  // of caches: bytes for each token of context
+  size_t total() const { return weights + caches + work + transient; }
+};
+MemoryNeed memory_need(const LoadPlan&, const Backend&);
+/// Throws Error(out_of_memory) with the numbers and the context that would fit.
+void check_memory(const LoadPlan&, const MemoryNeed&, size_t available);
+
+/// The cache of one level.
+KVSpec cache_spec(const LoadPlan&, const LevelPlan&);
+/// "bf16" for dense weights, else the format's name.
+std::string format_label(const FormatDesc&);
+/// Tokens of the model's own tokenizer; all rows of the embedding when there is none to read.
+int real_vocab(const std::string& directory, const ModelConfig&);
+
+}  // namespace stepladder

@@ -1,0 +1,19 @@
+// The checks a request passes before it may queue.
+#pragma once
+
+#include "stepladder/engine.h"
+
+namespace stepladder {
+
+constexpr int kMaxLogprobs = 20;
+
+struct RequestLimits {
+  int vocab = 0;          // tokens a request may name
+  int context = 0;        // tokens a sequence may hold
+  int model_context = 0;  // what the context could be raised to; for the message
+};
+
+/// Throws Error(invalid_argument) naming the field, its value and the allowed range.
+void check_request(const Request&, const RequestLimits&);
+
+}  // namespace stepladder

@@ -1,0 +1,142 @@
+#include "api/stream.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <iterator>
+
+#include "core/error.h"
+
+namespace stepladder {
+
+void Doorbell::ring() {
+  {
+    const std::lock_guard lock(mutex_);
+    rings_ = true;
+  }
+  rung_.notify_one();
+}
+
+void Doorbell::wait() {
+  std::unique_lock lock(mutex_);
+  rung_.wait(lock, [this] { return rings_; });
+  rings_ = false;
+}
+
+ForkGuard::ForkGuard() : process_(::getpid()) {}
+
+bool ForkGuard::forked() const noexcept { return ::getpid() != process_; }
+
+void ForkGuard::check_here() const {
+  check(!forked(), Code::unsupported,
+        "this process was forked after the model was loaded, and the engine's threads stayed in the parent; load the "
+        "model in the child, or start workers with 'spawn'");
+}
+
+StreamState::StreamState(Request r, std::shared_ptr<Doorbell> doorbell, std::shared_ptr<std::atomic<int>> cancels)
+    : request(std::move(r)), doorbell_(std::move(doorbell)), cancels_(std::move(cancels)) {
+  stats_.prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  stats_.seed = request.sampling.seed;
+}
+
+bool StreamState::next(Chunk& out) {
+  guard_.check_here();
+  out = Chunk();
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return queued_ > 0 || finish_ != Finish::none; });
+  if (queued_ > 0) {
+    Round& round = rounds_[first_];
+    out.tokens.assign(round.token, round.token + round.count);
+    out.logits.assign(round.logit, round.logit + round.count);
+    out.logprobs = std::move(round.logprobs);
+    round.logprobs.clear();
+    first_ = (first_ + 1) % kQueuedRounds;
+    --queued_;
+  } else if (finish_ == Finish::error) {
+    throw *error_;
+  } else if (ended_) {
+    return false;
+  }
+  // An error is thrown on its own, after the tokens that came before it.
+  if (queued_ == 0 && finish_ != Finish::none && finish_ != Finish::error) {
+    out.finish = finish_, out.stop_token = stop_token_;
+    ended_ = true;
+  }
+  const bool wake = std::exchange(starved_, false);
+  lock.unlock();
+  if (wake) doorbell_->ring();
+  return true;
+}
+
+bool StreamState::wait(int milliseconds) {
+  guard_.check_here();
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, std::chrono::milliseconds(milliseconds),
+                           [this] { return queued_ > 0 || finish_ != Finish::none; });
+}
+
+void StreamState::cancel() noexcept {
+  if (guard_.forked() || cancel_.exchange(true)) return;
+  cancels_->fetch_add(1);
+  doorbell_->ring();
+}
+
+Stats StreamState::stats() const {
+  guard_.check_here();
+  const std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+void StreamState::open() {
+  const std::lock_guard lock(mutex_);
+  rounds_.resize(kQueuedRounds);
+}
+
+bool StreamState::has_room() {
+  const std::lock_guard lock(mutex_);
+  starved_ = queued_ == kQueuedRounds;
+  return !starved_;
+}
+
+void StreamState::push(std::span<const Token> tokens, std::span<const float> logits,
+                       std::span<TokenLogprobs> logprobs, Finish finish, Token stop_token) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!tokens.empty()) {
+      Round& round = rounds_[(first_ + queued_) % kQueuedRounds];
+      round.count = static_cast<int>(tokens.size());
+      std::copy(tokens.begin(), tokens.end(), round.token);
+      std::copy(logits.begin(), logits.end(), round.logit);
+      round.logprobs.assign(std::make_move_iterator(logprobs.begin()), std::make_move_iterator(logprobs.end()));
+      ++queued_;
+    }
+    finish_ = finish, stop_token_ = stop_token;
+  }
+  changed_.notify_all();
+}
+
+void StreamState::finish(Finish reason) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (finish_ != Finish::none) return;
+    finish_ = reason;
+  }
+  changed_.notify_all();
+}
+
+void StreamState::fail(Code code, const std::string& message) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (finish_ != Finish::none) return;
+    finish_ = Finish::error;
+    error_.emplace(code, message);
+  }
+  changed_.notify_all();
+}
+
+void StreamState::set_stats(const Stats& stats) {
+  const std::lock_guard lock(mutex_);
+  stats_ = stats;
+}
+
+}  // namespace stepladder

@@ -1,0 +1,118 @@
+// Where a request's tokens wait between the engine's thread, which writes them, and the caller,
+// who takes them. The queue is bounded: a stream whose caller is slow is left out of rounds.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backends/backend.h"
+#include "stepladder/engine.h"
+
+namespace stepladder {
+
+/// Wakes the engine's thread. Shared, so that a stream may outlive its engine.
+class Doorbell {
+ public:
+  void ring();
+  /// Returns at once if it has rung since the last wait.
+  void wait();
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable rung_;
+  bool rings_ = false;
+};
+
+/// Throws Error(unsupported) in a child that was forked after the model was loaded: the engine's
+/// thread and its workers exist in the parent alone. Asked before any lock, which the fork may
+/// have copied while it was held.
+class ForkGuard {
+ public:
+  ForkGuard();
+  bool forked() const noexcept;
+  void check_here() const;
+
+ private:
+  long process_;
+};
+
+/// One request from submission to its last chunk.
+class StreamState {
+ public:
+  /// Rounds that may wait for the caller: enough that a caller who is busy for a moment never
+  /// slows the engine, little enough that one who has gone costs nothing.
+  static constexpr int kQueuedRounds = 32;
+
+  StreamState(Request, std::shared_ptr<Doorbell>, std::shared_ptr<std::atomic<int>> cancels);
+
+  const Request request;
+  const std::chrono::steady_clock::time_point submitted = std::chrono::steady_clock::now();
+
+  // The caller's side.
+  bool next(Chunk& out);
+  bool wait(int milliseconds);
+  void cancel() noexcept;
+  Stats stats() const;
+
+  // The engine's side.
+  bool cancelled() const noexcept { return cancel_.load(std::memory_order_relaxed); }
+  /// Takes the queue's memory; called once, when the request gets its slot.
+  void open();
+  /// Whether one more round can be pushed. If not, the doorbell rings once there is room.
+  bool has_room();
+  /// Queues what a round gave, and how the text ended if it did. `logprobs` is empty or as long as
+  /// `tokens`, and is moved from.
+  void push(std::span<const Token> tokens, std::span<const float> logits, std::span<TokenLogprobs> logprobs,
+            Finish finish, Token stop_token);
+  /// No more rounds follow. The first end counts.
+  void finish(Finish);
+  void fail(Code, const std::string& message);
+  void set_stats(const Stats&);
+
+ private:
+  struct Round {
+    int count = 0;
+    Token token[kMaxEmitted];
+    float logit[kMaxEmitted];
+    std::vector<TokenLogprobs> logprobs;
+  };
+  const ForkGuard guard_;
+  const std::shared_ptr<Doorbell> doorbell_;
+  const std::shared_ptr<std::atomic<int>> cancels_;  // of all streams; says that one is to be found
+  std::atomic<bool> cancel_{false};
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Round> rounds_;  // ring of kQueuedRounds
+  int first_ = 0, queued_ = 0;
+  bool starved_ = false;  // the engine found the queue full
+  Finish finish_ = Finish::none;
+  Token stop_token_ = -1;
+  std::optional<Error> error_;
+  bool ended_ = false;  // the last chunk has been given
+  Stats stats_;
+};
+
+/// The caller's handle: dropping it cancels what still runs.
+class StreamHandle final : public Stream {
+ public:
+  explicit StreamHandle(std::shared_ptr<StreamState> state) : state_(std::move(state)) {}
+  ~StreamHandle() override { state_->cancel(); }
+  bool next(Chunk& out) override { return state_->next(out); }
+  bool wait(int milliseconds) override { return state_->wait(milliseconds); }
+  void cancel() noexcept override { state_->cancel(); }
+  Stats stats() const override { return state_->stats(); }
+
+ private:
+  std::shared_ptr<StreamState> state_;
+};
+
+}  // namespace stepladder

@@ -1,0 +1,65 @@
+// The operators as a table of functions, one table per instruction set. The bodies live in
+// kernels/*.cpp, which are compiled once per instruction set in a namespace of that name; they use
+// no inline function with external linkage, so the linker can never mix two sets.
+#pragma once
+
+#include "backends/backend.h"
+
+namespace stepladder {
+
+struct CpuKernels {
+  const char* isa;
+  void (*expand)(const ExpandArgs&, Lane);
+  void (*embed)(const EmbedArgs&, Lane);
+  void (*rms_norm)(const RmsNormArgs&, Lane);
+  void (*quantize)(const QuantizeArgs&, Lane);
+  void (*described_linear)(const LinearArgs&, Lane);
+  void (*rope_append)(const RopeAppendArgs&, Lane);
+  void (*attention)(const AttentionArgs&, Lane);
+  void (*gated_act)(const GatedActArgs&, Lane);
+  void (*choose)(const ChooseArgs&, Lane);
+  void (*logprobs)(const LogprobArgs&, Lane);
+  void (*accept)(const AcceptArgs&, Lane);
+  void (*keep)(const KeepArgs&, Lane);
+  void (*count)(const CountArgs&, Lane);
+};
+
+#define SL_DECLARE_KERNELS(isa)                                                \
+  namespace isa {                                                              \
+  void expand(const ExpandArgs&, Lane);                                        \
+  void embed(const EmbedArgs&, Lane);                                          \
+  void rms_norm(const RmsNormArgs&, Lane);                                     \
+  void quantize(const QuantizeArgs&, Lane);                                    \
+  void described_linear(const LinearArgs&, Lane);                              \
+  void rope_append(const RopeAppendArgs&, Lane);                               \
+  void attention(const AttentionArgs&, Lane);                                  \
+  void gated_act(const GatedActArgs&, Lane);                                   \
+  void choose(const ChooseArgs&, Lane);                                        \
+  void logprobs(const LogprobArgs&, Lane);                                     \
+  void accept(const AcceptArgs&, Lane);                                        \
+  void keep(const KeepArgs&, Lane);                                            \
+  void count(const CountArgs&, Lane);                                          \
+  inline constexpr CpuKernels kernels{                                         \
+      #isa,        expand,    embed,     rms_norm, quantize, described_linear, \
+      rope_append, attention, gated_act, choose,   logprobs, accept,           \
+      keep,        count};                                                     \
+  }
+
+/// Rows of the block that are live now.
+SL_INLINE int live_rows(const Live& live) {
+  const int n = *live.total - live.first;
+  return n < 0 ? 0 : n > live.capacity ? live.capacity : n;
+}
+
+/// [begin, end) of this lane's share of n items, in granules of `grain`.
+struct Share {
+  int begin, end;
+};
+SL_INLINE Share share(int n, Lane lane, int grain = 1) {
+  const int granules = (n + grain - 1) / grain;
+  const int b = static_cast<int>(int64_t{granules} * lane.part / lane.parts) * grain;
+  const int e = static_cast<int>(int64_t{granules} * (lane.part + 1) / lane.parts) * grain;
+  return {b < n ? b : n, e < n ? e : n};
+}
+
+}  // namespace stepladder

@@ -1,0 +1,109 @@
+#include "backends/cpu/memory.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <string>
+
+#include "core/error.h"
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace stepladder {
+namespace {
+
+constexpr size_t kHuge = size_t{2} << 20;
+constexpr size_t kUnknown = std::numeric_limits<size_t>::max();
+
+constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+[[noreturn]] void refuse(size_t bytes) {
+  fail(Code::out_of_memory, "cpu: ", bytes, " bytes wanted, ", available_host_bytes(),
+       " available; use a smaller model, a smaller context, fewer sequences or fewer levels");
+}
+
+#if defined(__linux__)
+/// The first number in the file; "max" and a missing file are unknown.
+size_t number_in(const char* path) {
+  std::ifstream file(path);
+  size_t value = 0;
+  return file >> value ? value : kUnknown;
+}
+
+void* allocate_huge(size_t bytes) {
+  // Mapped larger by one huge page, then cut to the aligned middle.
+  const size_t size = round_up(bytes, kHuge);
+  void* raw = mmap(nullptr, size + kHuge, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (raw == MAP_FAILED) return nullptr;
+  const uintptr_t from = reinterpret_cast<uintptr_t>(raw), at = round_up(from, kHuge);
+  if (at > from) munmap(raw, at - from);
+  if (from + kHuge > at) munmap(reinterpret_cast<void*>(at + size), from + kHuge - at);
+  void* memory = reinterpret_cast<void*>(at);
+  madvise(memory, size, MADV_HUGEPAGE);
+#if defined(MADV_POPULATE_WRITE)
+  if (madvise(memory, size, MADV_POPULATE_WRITE) == 0) return memory;
+#endif
+  volatile char* page = static_cast<char*>(memory);
+  for (size_t i = 0; i < size; i += 4096) page[i] = 0;
+  return memory;
+}
+#endif
+
+}  // namespace
+
+size_t available_host_bytes() {
+  size_t available = kUnknown;
+#if defined(__linux__)
+  std::ifstream info("/proc/meminfo");
+  for (std::string key; info >> key;) {
+    size_t kilobytes = 0;
+    if (key == "MemAvailable:" && info >> kilobytes) {
+      available = kilobytes * 1024;
+      break;
+    }
+    info.ignore(256, '\n');
+  }
+  const size_t limit = number_in("/sys/fs/cgroup/memory.max");
+  const size_t used = number_in("/sys/fs/cgroup/memory.current");
+  if (limit != kUnknown && used != kUnknown)
+    available = std::min(available, limit > used ? limit - used : 0);
+#endif
+  return available;
+}
+
+void* allocate_host(size_t bytes) {
+  if (bytes == 0) return nullptr;
+  if (bytes > kUnknown - 2 * kHuge) refuse(bytes);
+  void* memory = nullptr;
+#if defined(__linux__)
+  if (bytes >= kHuge) {
+    // The system would promise more than it has and end the process at the first touch.
+    if (bytes > available_host_bytes()) refuse(bytes);
+    memory = allocate_huge(bytes);
+    if (!memory) refuse(bytes);
+    return memory;
+  }
+#endif
+  const size_t align = bytes >= kHuge ? kHuge : 64, size = round_up(bytes, align);
+  memory = std::aligned_alloc(align, size);
+  if (!memory) refuse(bytes);
+  return std::memset(memory, 0, size);
+}
+
+void release_host(void* memory, size_t bytes) noexcept {
+  if (!memory) return;
+#if defined(__linux__)
+  if (bytes >= kHuge) {
+    munmap(memory, round_up(bytes, kHuge));
+    return;
+  }
+#endif
+  std::free(memory);
+}
+
+}  // namespace stepladder

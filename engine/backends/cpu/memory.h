@@ -1,0 +1,18 @@
+// Host memory for the CPU backend: aligned, zeroed, really there.
+#pragma once
+
+#include <cstddef>
+
+namespace stepladder {
+
+/// Zeroed and 64-byte aligned. From 2 MB on, 2 MB aligned and on huge pages where the system has
+/// them, with every page present, so that no first touch interrupts a pass. Throws
+/// Error(out_of_memory) with the bytes wanted and available.
+void* allocate_host(size_t bytes);
+/// Gives back what allocate_host(bytes) returned; null is allowed.
+void release_host(void* memory, size_t bytes) noexcept;
+/// Bytes that can be had now without swapping, by the machine and by this process's control
+/// group; the largest size_t where the system does not say.
+size_t available_host_bytes();
+
+}  // namespace stepladder

@@ -1,0 +1,47 @@
+// How a weight matrix's numbers are stored, as plain data, and a weight packed for a kernel.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace stepladder {
+
+/// Precision of the activations a linear layer multiplies with. a16: the model's 16-bit type;
+/// a8: int8 per token, and per weight group where the weight has groups.
+enum class Act : uint8_t { a16, a8 };
+
+/// One code per weight; `group` consecutive k share a scale (0: one scale per output channel,
+/// and no scale at all when `scaled` is false).
+struct FormatDesc {
+  const char* name;  // the folder's name: "dense", "w8a16", ...
+  DType code;        // bf16 f16 i8 i4 e2m1
+  int group = 0;     // k per scale; 0 = the whole row
+  bool scaled = false;
+  DType scale = DType::f32;  // f32 bf16 f16 e8m0, as the checkpoint has it
+
+  /// Scales along k.
+  constexpr int groups(int k) const { return scaled ? (group ? k / group : 1) : 0; }
+};
+
+/// The layout "described", which the generic path of every backend runs: codes [n][k] row by row,
+/// of 16 bits, 8 bits, or two 4-bit codes a byte (low nibble first, i4 in two's complement); from
+/// the next multiple of 64 bytes on, at described_scales(), the scales [n][groups] as f32.
+SL_INLINE constexpr size_t described_row_bytes(const FormatDesc& d, int k) {
+  return (size_t(k) * bits(d.code) + 7) / 8;
+}
+SL_INLINE constexpr size_t described_scales(const FormatDesc& d, int n, int k) {
+  return (described_row_bytes(d, k) * n + 63) / 64 * 64;
+}
+
+/// A weight [n, k] in some kernel's layout, in backend memory.
+struct PackedWeight {
+  FormatDesc desc{};
+  int n = 0, k = 0;
+  const void* data = nullptr;    // layout-specific bytes
+  size_t bytes = 0;              // of data; what one forward pass reads of it
+  const float* bias = nullptr;   // [n] or null
+};
+
+}  // namespace stepladder

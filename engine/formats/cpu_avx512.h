@@ -1,0 +1,220 @@
+// The AVX-512 body of the a16 products: one block multiplies a few tokens with one or two tiles.
+// A codec turns a step of packed weights into vectors of [16 rows][2 k] bf16 pairs; every output
+// keeps one accumulator that takes k in order, so its bits do not depend on the block it is in.
+#pragma once
+
+// g++ 12 reports the deliberately undefined vectors of its own intrinsics.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include <cstring>
+
+#include "backends/cpu/kernels.h"
+#include "formats/tiles.h"
+
+namespace stepladder::SL_ISA {
+namespace {
+
+constexpr int kTokens = 8;  // most tokens of a block: 16 accumulators, the weights' decoding shared
+
+SL_INLINE int load32(const void* p) {
+  int v;
+  std::memcpy(&v, p, 4);
+  return v;
+}
+SL_INLINE __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
+
+/// Tokens of the next block when `left` remain.
+SL_INLINE int next_block(int left) {
+  return left <= kTokens ? left : left < 2 * kTokens ? (left + 1) / 2 : kTokens;
+}
+
+/// Writes T x S accumulators to y: + bias, + what y holds when accumulating; never beyond n.
+template <int T, int S>
+SL_INLINE void store(const LinearArgs& a, int token, int row, const __m512 (&v)[T][S]) {
+  const int n = a.weight.n;
+#pragma GCC unroll 4
+  for (int s = 0; s < S; ++s) {
+    const int at = row + s * tiles::kStrip, left = n - at;
+    if (left <= 0) break;
+    const __mmask16 mask = left >= 16 ? __mmask16(0xffff) : __mmask16((1u << left) - 1);
+    const __m512 bias = a.weight.bias ? _mm512_maskz_loadu_ps(mask, a.weight.bias + at) : _mm512_setzero_ps();
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      float* y = static_cast<float*>(a.y.data) + int64_t{token + t} * a.y.cols + at;
+      __m512 out = v[t][s];
+      if (a.weight.bias) out = _mm512_add_ps(out, bias);
+      if (a.accumulate) out = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), out);
+      _mm512_mask_storeu_ps(y, mask, out);
+    }
+  }
+}
+
+/// Tokens as they are: bf16 pairs are broadcast from memory.
+struct PairTokens {
+  static constexpr int kChunk = 1 << 30;
+  const std::byte* x;
+  size_t stride;  // bytes of a token
+  PairTokens(const LinearArgs& a, int token)
+      : x(static_cast<const std::byte*>(a.x.data) + int64_t{token} * a.x.cols * 2), stride(a.x.cols * 2) {}
+  template <int T>
+  [[gnu::always_inline]] void prepare(int, int) {}
+
+  template <class C, int T, int S>
+  [[gnu::always_inline]] void mac(__m512 (&acc)[T][S], const __m512i (&w)[S], int k, int) const {
+    const std::byte* at = x + size_t(k) * 2;
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const __m512bh pair = (__m512bh)_mm512_set1_epi32(load32(at + t * stride));
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) acc[t][s] = _mm512_dpbf16_ps(acc[t][s], (__m512bh)w[s], pair);
+    }
+  }
+};
+
+/// Tokens widened to f32, a chunk of k at a time: for 16-bit types that have no dot product.
+struct FloatTokens {
+  static constexpr int kChunk = 512;  // 8 tokens of it fill half of a 32 KB first-level cache
+  const LinearArgs& a;
+  const int token;
+  alignas(64) float x[kTokens][kChunk];
+  FloatTokens(const LinearArgs& args, int first) : a(args), token(first) {}
+
+  template <int T>
+  [[gnu::always_inline]] void prepare(int k0, int count) {
+    for (int t = 0; t < T; ++t) {
+      const uint16_t* from = static_cast<const uint16_t*>(a.x.data) + int64_t{token + t} * a.x.cols + k0;
+      for (int i = 0; i < count; i += 16) {
+        const int left = count - i;
+        const __mmask16 mask = left >= 16 ? __mmask16(0xffff) : __mmask16((1u << left) - 1);
+        const __m256i v = _mm256_maskz_loadu_epi16(mask, from + i);
+        const __m512 f = a.x.dtype == DType::bf16
+                             ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16))
+                             : _mm512_cvtph_ps(v);
+        _mm512_store_ps(&x[t][i], f);
+      }
+    }
+  }
+
+  template <class C, int T, int S>
+  [[gnu::always_inline]] void mac(__m512 (&acc)[T][S], const __m512i (&w)[S], int, int i) const {
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) {
+      const __m512 even = C::even(w[s]), odd = C::odd(w[s]);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        acc[t][s] = _mm512_fmadd_ps(even, _mm512_set1_ps(x[t][i]), acc[t][s]);
+        acc[t][s] = _mm512_fmadd_ps(odd, _mm512_set1_ps(x[t][i + 1]), acc[t][s]);
+      }
+    }
+  }
+};
+
+/// What codecs of bf16 pairs share.
+struct PairCodec {
+  [[gnu::always_inline]] static __m512 even(__m512i w) { return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)); }
+  [[gnu::always_inline]] static __m512 odd(__m512i w) {
+    return _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(int(0xffff0000u))));
+  }
+};
+
+/// T tokens from `token` on times the S strips from tile `tile` on.
+template <class C, class X, int T, int S>
+void block(const LinearArgs& a, const C& codec, int token, int tile) {
+  const int k = a.weight.k;
+  const size_t tile_bytes = codec.tile_bytes;
+  const std::byte* const base = codec.tiles + size_t(tile) * tile_bytes;
+  const std::byte* p = base + C::kFirst;
+  X x(a, token);
+  __m512 acc[T][S], total[T][S];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) acc[t][s] = total[t][s] = _mm512_setzero_ps();
+
+  for (int k0 = 0, g = 0; k0 < k; k0 += X::kChunk) {
+    const int count = k - k0 < X::kChunk ? k - k0 : X::kChunk;
+    x.template prepare<T>(k0, count);
+    int piece = count;
+    if constexpr (C::kGrouped) piece = codec.group;
+    for (int i0 = 0; i0 < count; i0 += piece, ++g) {
+      const std::byte* scales = nullptr;
+      if constexpr (C::kGrouped) scales = codec.open_group(p, g);
+      for (int i = i0; i < i0 + piece; i += C::kStep, p += C::kStepBytes) {
+        typename C::Raw raw[S];
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s) {
+          const std::byte* at = p + (s / 2) * tile_bytes + (s % 2) * 64;
+          _mm_prefetch(reinterpret_cast<const char*>(at + C::kAhead), _MM_HINT_T0);
+          codec.load(raw[s], at);
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < C::kStep / 2; ++j) {
+          __m512i w[S];
+#pragma GCC unroll 4
+          for (int s = 0; s < S; ++s) w[s] = codec.pair(raw[s], j);
+          x.template mac<C, T, S>(acc, w, k0 + i + 2 * j, i + 2 * j);
+        }
+      }
+      if constexpr (C::kGrouped) {
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s) {
+          const __m512 scale = codec.scale(scales + (s / 2) * tile_bytes, s % 2);
+#pragma GCC unroll 8
+          for (int t = 0; t < T; ++t) {
+            total[t][s] = _mm512_fmadd_ps(scale, acc[t][s], total[t][s]);
+            acc[t][s] = _mm512_setzero_ps();
+          }
+        }
+      }
+    }
+  }
+  if constexpr (C::kGrouped) {
+    store<T, S>(a, token, tile * tiles::kRows, total);
+  } else {
+    if constexpr (C::kScaled) {
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) {
+        const __m512 scale = codec.scale(base + (s / 2) * tile_bytes, s % 2);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) acc[t][s] = _mm512_mul_ps(acc[t][s], scale);
+      }
+    }
+    store<T, S>(a, token, tile * tiles::kRows, acc);
+  }
+}
+
+/// This lane's tiles, each with all tokens. A single token has too few accumulators to hide the
+/// latency of the dot product, so it takes two tiles at a time.
+template <class C, class X>
+void product(const LinearArgs& a, const C& codec, Lane lane) {
+  const int rows = live_rows(a.live);
+  const Share mine = share(tiles::count(a.weight.n), lane);
+  if (rows == 1) {
+    int tile = mine.begin;
+    for (; tile + 1 < mine.end; tile += 2) block<C, X, 1, 4>(a, codec, 0, tile);
+    if (tile < mine.end) block<C, X, 1, 2>(a, codec, 0, tile);
+    return;
+  }
+  for (int tile = mine.begin; tile < mine.end; ++tile) {
+    for (int token = 0; token < rows;) {
+      const int t = next_block(rows - token);
+      switch (t) {
+        case 1: block<C, X, 1, 2>(a, codec, token, tile); break;
+        case 2: block<C, X, 2, 2>(a, codec, token, tile); break;
+        case 3: block<C, X, 3, 2>(a, codec, token, tile); break;
+        case 4: block<C, X, 4, 2>(a, codec, token, tile); break;
+        case 5: block<C, X, 5, 2>(a, codec, token, tile); break;
+        case 6: block<C, X, 6, 2>(a, codec, token, tile); break;
+        case 7: block<C, X, 7, 2>(a, codec, token, tile); break;
+        default: block<C, X, 8, 2>(a, codec, token, tile); break;
+      }
+      token += t;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace stepladder::SL_ISA

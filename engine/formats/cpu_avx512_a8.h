@@ -1,0 +1,142 @@
+// The AVX-512 body of the a8 products: packed weights are unsigned bytes with an offset, tokens
+// signed bytes, and the offset times the tokens' stored sum is taken off the exact int32 sums.
+#pragma once
+
+#include "formats/cpu_avx512.h"
+
+namespace stepladder::SL_ISA {
+namespace {
+
+/// int8 tokens as they are.
+struct ByteTokens {
+  static constexpr int kChunk = 1 << 30;
+  const int8_t* x;
+  size_t stride;
+  ByteTokens(const LinearArgs& a, int token) : x(a.x8.q + int64_t{token} * a.weight.k), stride(a.weight.k) {}
+  template <int T>
+  void prepare(int, int) {}
+  [[gnu::always_inline]] __m512i four(int t, int k, int) const {
+    return _mm512_set1_epi32(load32(x + t * stride + k));
+  }
+};
+
+/// int8 tokens in the order in which nibbles come out of a word: of 8 k, 0 4 1 5 and then 2 6 3 7.
+struct NibbleTokens {
+  static constexpr int kChunk = 512;
+  const int8_t* from;
+  size_t stride;
+  alignas(64) int8_t x[kTokens][kChunk];
+  NibbleTokens(const LinearArgs& a, int token) : from(a.x8.q + int64_t{token} * a.weight.k), stride(a.weight.k) {}
+  template <int T>
+  [[gnu::always_inline]] void prepare(int k0, int count) {
+    const __m512i order =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
+    for (int t = 0; t < T; ++t)
+      for (int i = 0; i < count; i += 64) {
+        const __mmask64 mask = count - i >= 64 ? ~__mmask64{0} : (__mmask64{1} << (count - i)) - 1;
+        const __m512i v = _mm512_maskz_loadu_epi8(mask, from + t * stride + k0 + i);
+        _mm512_store_si512(&x[t][i], _mm512_shuffle_epi8(v, order));
+      }
+  }
+  [[gnu::always_inline]] __m512i four(int t, int, int i) const { return _mm512_set1_epi32(load32(&x[t][i])); }
+};
+
+/// T tokens from `token` on times the S strips from tile `tile` on.
+template <class C, class X, int T, int S>
+void block_a8(const LinearArgs& a, const C& codec, int token, int tile) {
+  const int k = a.weight.k;
+  int groups = 1;
+  if constexpr (C::kGrouped) groups = k / codec.group;
+  const size_t tile_bytes = codec.tile_bytes;
+  const std::byte* const base = codec.tiles + size_t(tile) * tile_bytes;
+  const std::byte* p = base + C::kFirst;
+  const float* const x_scale = a.x8.scale + int64_t{token} * groups;
+  const int32_t* const x_sum = a.x8.sum + int64_t{token} * groups;
+  X x(a, token);
+  __m512i acc[T][S];
+  __m512 total[T][S];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) acc[t][s] = _mm512_setzero_si512(), total[t][s] = _mm512_setzero_ps();
+
+  for (int k0 = 0, g = 0; k0 < k; k0 += X::kChunk) {
+    const int count = k - k0 < X::kChunk ? k - k0 : X::kChunk;
+    x.template prepare<T>(k0, count);
+    int piece = count;
+    if constexpr (C::kGrouped) piece = codec.group;
+    for (int i0 = 0; i0 < count; i0 += piece, ++g) {
+      const std::byte* scales = base;
+      if constexpr (C::kGrouped) scales = codec.open_group(p, g);
+      for (int i = i0; i < i0 + piece; i += C::kStep, p += C::kStepBytes) {
+        __m512i raw[S];
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s) {
+          const std::byte* at = p + (s / 2) * tile_bytes + (s % 2) * 64;
+          _mm_prefetch(reinterpret_cast<const char*>(at + C::kAhead), _MM_HINT_T0);
+          raw[s] = load512(at);
+        }
+#pragma GCC unroll 2
+        for (int j = 0; j < C::kStep / 4; ++j) {
+          __m512i w[S];
+#pragma GCC unroll 4
+          for (int s = 0; s < S; ++s) w[s] = codec.bytes(raw[s], j);
+#pragma GCC unroll 8
+          for (int t = 0; t < T; ++t) {
+            const __m512i four = x.four(t, k0 + i + 4 * j, i + 4 * j);
+#pragma GCC unroll 4
+            for (int s = 0; s < S; ++s) acc[t][s] = _mm512_dpbusd_epi32(acc[t][s], w[s], four);
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) {
+        const __m512 scale = codec.scale(scales + (s / 2) * tile_bytes, s % 2);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) {
+          const __m512i offset = _mm512_set1_epi32(x_sum[t * groups + g] * C::kOffset);
+          const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc[t][s], offset));
+          const __m512 scaled = _mm512_mul_ps(sum, _mm512_set1_ps(x_scale[t * groups + g]));
+          if constexpr (C::kGrouped)
+            total[t][s] = _mm512_fmadd_ps(scaled, scale, total[t][s]);
+          else
+            total[t][s] = _mm512_mul_ps(scaled, scale);
+          acc[t][s] = _mm512_setzero_si512();
+        }
+      }
+    }
+  }
+  store<T, S>(a, token, tile * tiles::kRows, total);
+}
+
+/// This lane's tiles, each with all tokens.
+template <class C, class X>
+void product_a8(const LinearArgs& a, const C& codec, Lane lane) {
+  const int rows = live_rows(a.live);
+  const Share mine = share(tiles::count(a.weight.n), lane);
+  if (rows == 1) {
+    int tile = mine.begin;
+    for (; tile + 1 < mine.end; tile += 2) block_a8<C, X, 1, 4>(a, codec, 0, tile);
+    if (tile < mine.end) block_a8<C, X, 1, 2>(a, codec, 0, tile);
+    return;
+  }
+  for (int tile = mine.begin; tile < mine.end; ++tile) {
+    for (int token = 0; token < rows;) {
+      const int t = next_block(rows - token);
+      switch (t) {
+        case 1: block_a8<C, X, 1, 2>(a, codec, token, tile); break;
+        case 2: block_a8<C, X, 2, 2>(a, codec, token, tile); break;
+        case 3: block_a8<C, X, 3, 2>(a, codec, token, tile); break;
+        case 4: block_a8<C, X, 4, 2>(a, codec, token, tile); break;
+        case 5: block_a8<C, X, 5, 2>(a, codec, token, tile); break;
+        case 6: block_a8<C, X, 6, 2>(a, codec, token, tile); break;
+        case 7: block_a8<C, X, 7, 2>(a, codec, token, tile); break;
+        default: block_a8<C, X, 8, 2>(a, codec, token, tile); break;
+      }
+      token += t;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace stepladder::SL_ISA

@@ -1,0 +1,83 @@
+// Products with bf16 and f16 weights. On AVX-512, bf16 with bf16 runs on the bf16 dot product; a
+// pair of which one side is f16 is widened to f32.
+#include "formats/dense/layout.h"
+
+#ifdef SL_ISA_avx512
+#include "formats/cpu_avx512.h"
+#else
+#include "formats/cpu_plain.h"
+#endif
+
+namespace stepladder::SL_ISA {
+namespace {
+
+struct Dense {
+  static constexpr bool kGrouped = false, kScaled = false;
+  static constexpr int kFirst = 0, kStep = 2, kStepBytes = 128, kAhead = 2048;
+  const std::byte* tiles;
+  size_t tile_bytes;
+  explicit Dense(const LinearArgs& a)
+      : tiles(static_cast<const std::byte*>(a.weight.data)), tile_bytes(tiles::dense_tile(a.weight.k)) {}
+};
+
+#ifdef SL_ISA_avx512
+
+struct Bf16 : Dense, PairCodec {
+  using Dense::Dense;
+  using Raw = __m512i;
+  void load(Raw& raw, const std::byte* p) const { raw = load512(p); }
+  __m512i pair(const Raw& raw, int) const { return raw; }
+};
+struct F16 : Dense {
+  using Dense::Dense;
+  using Raw = __m512i;
+  void load(Raw& raw, const std::byte* p) const { raw = load512(p); }
+  __m512i pair(const Raw& raw, int) const { return raw; }
+  static __m512 even(__m512i w) { return _mm512_cvtph_ps(_mm512_castsi512_si256(w)); }
+  static __m512 odd(__m512i w) { return _mm512_cvtph_ps(_mm512_extracti64x4_epi64(w, 1)); }
+};
+
+void run(const LinearArgs& a, Lane lane) {
+  if (a.weight.desc.code == DType::f16) return product<F16, FloatTokens>(a, F16(a), lane);
+  if (a.x.dtype == DType::f16) return product<Bf16, FloatTokens>(a, Bf16(a), lane);
+  product<Bf16, PairTokens>(a, Bf16(a), lane);
+}
+
+#else
+
+struct Bf16 : Dense {
+  using Dense::Dense;
+  void values(F8 (&w)[2], const std::byte* p, int v) const {
+    U8 pair;
+    load(pair, p + v * 32);
+    widen_bf16(w[0], pair);
+    w[1] = (F8)(pair & 0xffff0000u);
+  }
+};
+struct F16 : Dense {
+  using Dense::Dense;
+  void values(F8 (&w)[2], const std::byte* p, int v) const {
+    for (int i = 0; i < 2; ++i) {
+      H8 h;
+      load(h, p + (v / 2) * 64 + i * 32 + (v % 2) * 16);
+      widen_f16(w[i], h);
+    }
+  }
+};
+
+void run(const LinearArgs& a, Lane lane) {
+  if (a.weight.desc.code == DType::f16)
+    product<F16, Act::a16>(a, F16(a), lane);
+  else
+    product<Bf16, Act::a16>(a, Bf16(a), lane);
+}
+
+#endif
+
+}  // namespace
+
+extern const LinearKernel dense_kernels[] = {
+    {"dense", Act::a16, "cpu/" SL_ISA_NAME, "dense.t32", dense::supports, dense::packed_bytes, dense::pack, run}};
+extern const int dense_kernel_count = 1;
+
+}  // namespace stepladder::SL_ISA

@@ -1,0 +1,18 @@
+// What the two int8 formats share: both store int8 codes with one scale per output row and differ
+// in the activations they run with.
+#pragma once
+
+#include "formats/linear.h"
+#include "formats/quantization.h"
+
+namespace stepladder {
+
+/// Whether a layer is int8 per channel with these activations.
+bool recognises_int8(const Checkpoint&, const std::string& prefix, Act);
+/// Reads compressed-tensors int-quantized (weight: I8) or pack-quantized (weight_packed: I32, value
+/// + 128, low byte first).
+CanonicalWeight read_int8(const char* name, const Checkpoint&, const std::string& prefix, int n, int k);
+/// Codes in -127..127 with scale amax / 127; a row of zeros has scale 1.
+CanonicalWeight cast_int8(const char* name, std::span<const float> values, int n, int k, int group);
+
+}  // namespace stepladder

@@ -1,0 +1,26 @@
+// What a fast path is, without anything a file compiled per instruction set must not instantiate.
+#pragma once
+
+#include <cstddef>
+
+#include "backends/backend.h"
+#include "core/format.h"
+
+namespace stepladder {
+
+struct CanonicalWeight;
+
+/// A fast path: one (format, act, kernel family). Kernels that name the same layout share one
+/// packed copy of the bytes.
+struct LinearKernel {
+  const char* format;
+  Act act;
+  const char* family;  // Backend::kernels() it is for
+  const char* layout;
+  bool (*supports)(const FormatDesc&, int n, int k);  // never asks how many rows
+  size_t (*packed_bytes)(const FormatDesc&, int n, int k);
+  void (*pack)(const CanonicalWeight&, std::byte* out);  // host bytes, then uploaded
+  LinearKernelFn run;
+};
+
+}  // namespace stepladder

@@ -1,0 +1,12 @@
+// Packing of w8a16 weights; the layout is drawn in formats/tiles.h.
+#pragma once
+
+#include "formats/kernel.h"
+
+namespace stepladder::w8a16 {
+
+bool supports(const FormatDesc&, int n, int k);
+size_t packed_bytes(const FormatDesc&, int n, int k);
+void pack(const CanonicalWeight&, std::byte* out);
+
+}  // namespace stepladder::w8a16

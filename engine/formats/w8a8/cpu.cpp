@@ -1,0 +1,59 @@
+// Products of int8 tokens with int8 weights: exact int32 sums, then the token's scale and the
+// output row's.
+#include "formats/w8a8/layout.h"
+
+#ifdef SL_ISA_avx512
+#include "formats/cpu_avx512_a8.h"
+#else
+#include "formats/cpu_plain.h"
+#endif
+
+namespace stepladder::SL_ISA {
+namespace {
+
+struct Bytes {
+  static constexpr bool kGrouped = false, kScaled = true;
+  static constexpr int kFirst = tiles::kChannelScales, kStep = 4, kStepBytes = 128, kAhead = 2048;
+  static constexpr int kOffset = 128;
+  const std::byte* tiles;
+  size_t tile_bytes;
+  explicit Bytes(const LinearArgs& a)
+      : tiles(static_cast<const std::byte*>(a.weight.data)), tile_bytes(tiles::w8_tile(a.weight.k)) {}
+};
+
+#ifdef SL_ISA_avx512
+
+struct Codec : Bytes {
+  using Bytes::Bytes;
+  [[gnu::always_inline]] __m512i bytes(__m512i raw, int) const { return raw; }
+  [[gnu::always_inline]] __m512 scale(const std::byte* tile, int strip) const {
+    return _mm512_loadu_ps(tile + strip * 64);
+  }
+};
+
+void run(const LinearArgs& a, Lane lane) { product_a8<Codec, ByteTokens>(a, Codec(a), lane); }
+
+#else
+
+struct Codec : Bytes {
+  using Bytes::Bytes;
+  void values(F8 (&w)[4], const std::byte* p, int v) const {
+    I8 word;
+    load(word, p + v * 32);
+    for (int i = 0; i < 4; ++i)
+      w[i] = __builtin_convertvector(((word >> (i * 8)) & 0xff) - kOffset, F8);
+  }
+  void scale(F8& out, const std::byte* tile, int v) const { load(out, tile + v * 32); }
+};
+
+void run(const LinearArgs& a, Lane lane) { product<Codec, Act::a8>(a, Codec(a), lane); }
+
+#endif
+
+}  // namespace
+
+extern const LinearKernel w8a8_kernels[] = {
+    {"w8a8", Act::a8, "cpu/" SL_ISA_NAME, "w8a8.t32", w8a8::supports, w8a8::packed_bytes, w8a8::pack, run}};
+extern const int w8a8_kernel_count = 1;
+
+}  // namespace stepladder::SL_ISA

@@ -1,0 +1,293 @@
+// Reads a model's numbers out of config.json and generation_config.json. A setting that would
+// change what the model computes and that the graph does not have is refused by name.
+#include "model/config.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+#include "io/file.h"
+#include "model/families.h"
+#include "model/settings.h"
+
+namespace stepladder {
+namespace {
+
+using nlohmann::json;
+
+// Several times the largest published models, and small enough that no product of two overflows.
+constexpr int kMaxLayers = 1024, kMaxWidth = 1 << 17, kMaxHeads = 1024, kMaxHeadDim = 256,
+              kMaxFfn = 1 << 20, kMaxVocab = 1 << 21, kMaxPositions = 1 << 30;
+
+// Settings of relatives of these families that change the result, and the value that does not.
+struct Refused {
+  const char* key;
+  double neutral;  // false and null are always neutral
+};
+constexpr Refused kRefused[] = {
+    {"attention_chunk_size", 0},
+    {"attention_multiplier", 0},
+    {"attn_logit_softcapping", 0},
+    {"final_logit_softcapping", 0},
+    {"logit_softcapping", 0},
+    {"query_pre_attn_scalar", 0},
+    {"clip_qkv", 0},
+    {"alibi", 0},
+    {"num_local_experts", 0},
+    {"num_experts", 0},
+    {"n_routed_experts", 0},
+    {"is_encoder_decoder", 0},
+    {"add_cross_attention", 0},
+    {"use_parallel_residual", 0},
+    {"parallel_attn", 0},
+    {"embedding_multiplier", 1},
+    {"residual_multiplier", 1},
+    {"logits_scaling", 1},
+    {"logit_scale", 1},
+    {"scale_emb", 1},
+    {"partial_rotary_factor", 1},
+    {"rotary_pct", 1},
+    {"no_rope_layers", 0},
+    {"no_rope_layer_interval", 0},
+    {"qk_layernorm", 0},
+    {"use_mrope", 0},
+};
+
+void refuse_other_math(const Settings& config) {
+  for (const Refused& r : kRefused) {
+    const json* value = config.find(r.key);
+    if (!value || (value->is_boolean() && !value->get<bool>()) ||
+        (value->is_array() && value->empty()))
+      continue;
+    check(value->is_number() && value->get<double>() == r.neutral, Code::unsupported,
+          config.where(), ": ", r.key, " is ", shown(*value),
+          ", which changes what the model computes in a way Stepladder does not know");
+  }
+}
+
+const Family& family_of(const Settings& config) {
+  const json* list = config.find("architectures");
+  check(list && list->is_array() && list->size() == 1 && list->front().is_string(),
+        Code::model_format, config.where(), ": architectures must be a list of one name");
+  const std::string& name = list->front().get_ref<const std::string&>();
+  const Family* family = find_family(name);
+  check(family != nullptr, Code::unsupported, config.where(), ": the architecture ", quote(name),
+        " is not one of ", family_names());
+  const auto type = config.text("model_type");
+  check(!type || *type == family->model_type, Code::unsupported, config.where(), ": model_type ",
+        quote(type.value_or("")), " does not belong to ", name, ", whose model_type is ",
+        family->model_type);
+  return *family;
+}
+
+// What the family and its key say. A key that is true where the family has no such bias is refused.
+bool has_bias(const Settings& config, Bias bias, const char* key) {
+  const bool asked = config.boolean(key).value_or(false);
+  switch (bias) {
+    case Bias::always:
+      return true;
+    case Bias::never:
+      break;
+    case Bias::attention_bias:
+    case Bias::mlp_bias:
+      return asked;
+  }
+  return false;
+}
+
+void read_biases(const Settings& config, const Family& family, ModelConfig& out) {
+  out.qkv_bias = has_bias(config, family.qkv, "attention_bias");
+  out.o_bias = has_bias(config, family.o, "attention_bias");
+  out.mlp_bias = has_bias(config, family.mlp, "mlp_bias");
+  check(out.qkv_bias || !config.boolean("attention_bias").value_or(false), Code::unsupported,
+        config.where(), ": attention_bias is true, but ", family.architecture, " has no such bias");
+  check(out.mlp_bias || !config.boolean("mlp_bias").value_or(false), Code::unsupported,
+        config.where(), ": mlp_bias is true, but ", family.architecture, " has no such bias");
+  out.qk_norm = family.qk_norm;
+  check(out.qk_norm || !config.boolean("use_qk_norm").value_or(false), Code::unsupported,
+        config.where(), ": use_qk_norm is true, but ", family.architecture, " has no such norm");
+}
+
+void read_shape(const Settings& config, const Family& family, ModelConfig& out) {
+  out.layers = config.need_whole("num_hidden_layers", 1, kMaxLayers);
+  out.width = config.need_whole("hidden_size", 1, kMaxWidth);
+  out.heads = config.need_whole("num_attention_heads", 1, kMaxHeads);
+  out.ffn = config.need_whole("intermediate_size", 1, kMaxFfn);
+  out.vocab = config.need_whole("vocab_size", 1, kMaxVocab);
+
+  const bool says_kv = config.object().contains("num_key_value_heads");
+  out.kv_heads =
+      static_cast<int>(config.whole("num_key_value_heads", 1, kMaxHeads)
+                           .value_or(says_kv || !family.kv_heads ? out.heads : family.kv_heads));
+  check(out.heads % out.kv_heads == 0, Code::model_format, config.where(), ": num_attention_heads ",
+        out.heads, " is not a multiple of num_key_value_heads ", out.kv_heads);
+  if (const auto dim = config.whole("head_dim", 1, kMaxHeadDim)) {
+    out.head_dim = static_cast<int>(*dim);
+  } else if (family.head_dim) {
+    out.head_dim = family.head_dim;
+  } else {
+    check(out.width % out.heads == 0, Code::model_format, config.where(), ": hidden_size ",
+          out.width, " is not a multiple of num_attention_heads ", out.heads,
+          ", and there is no head_dim");
+    out.head_dim = out.width / out.heads;
+    check(out.head_dim <= kMaxHeadDim, Code::unsupported, config.where(),
+          ": heads of hidden_size / num_attention_heads = ", out.head_dim, " numbers; at most ",
+          kMaxHeadDim, " are supported");
+  }
+  check(out.head_dim % 2 == 0, Code::unsupported, config.where(), ": head_dim ", out.head_dim,
+        " is odd, and positions turn pairs");
+}
+
+// Whether some layers see only a window; `layers` from layer_types where it stands.
+bool some_layer_slides(const Settings& config, const Family& family, int layers) {
+  const json* types = config.find("layer_types");
+  if (!types) {
+    if (family.window == Window::all_layers) return true;
+    return config.whole("max_window_layers", 0, kMaxPositions).value_or(28) < layers;
+  }
+  check(types->is_array() && types->size() == static_cast<size_t>(layers), Code::model_format,
+        config.where(), ": layer_types must be a list of num_hidden_layers names");
+  bool slides = family.window == Window::all_layers;
+  for (const json& type : *types) {
+    const std::string name = type.is_string() ? type.get<std::string>() : "";
+    const bool sliding = name == "sliding_attention";
+    check(sliding || name == "full_attention", Code::unsupported, config.where(),
+          ": layer_types names ", shown(type), "; only full_attention and sliding_attention run");
+    check(!sliding || family.window != Window::none, Code::unsupported, config.where(),
+          ": layer_types names \"sliding_attention\", which ", family.architecture,
+          " does not have");
+    slides |= sliding;
+  }
+  return slides;
+}
+
+void read_window(const Settings& config, const Family& family, ModelConfig& out) {
+  const bool slides = some_layer_slides(config, family, out.layers);
+  // Qwen's configs carry a window that is switched off; transformers' default for both is 4096.
+  const bool enabled =
+      family.window == Window::all_layers ||
+      (family.window == Window::by_layer && config.boolean("use_sliding_window").value_or(false));
+  const bool says = config.object().contains("sliding_window");
+  const auto window = config.whole("sliding_window", 1, kMaxPositions);
+  if (!enabled || !slides || (says && !window)) return;
+  out.sliding_window = static_cast<int>(window.value_or(4096));
+  if (out.sliding_window < out.positions)
+    out.notes.push_back("the context is capped at the sliding window of " +
+                        std::to_string(out.sliding_window) + " tokens; the model has " +
+                        std::to_string(out.positions) + " positions");
+}
+
+void read_positions(const Settings& config, const Family& family, ModelConfig& out) {
+  out.positions = static_cast<int>(
+      config.whole("max_position_embeddings", 1, kMaxPositions).value_or(family.positions));
+  out.rope = read_rope(config, out.positions);
+  if (out.rope.type != Rope::Type::yarn) return;
+  // Many configs keep the original length there and leave the stretched one to the reader.
+  const double stretched = std::floor(out.rope.original_positions * out.rope.factor);
+  if (stretched <= out.positions) return;
+  check(stretched <= kMaxPositions, Code::model_format, config.where(),
+        ": yarn stretches the context to ", stretched, " positions");
+  out.positions = static_cast<int>(stretched);
+  out.notes.push_back("yarn stretches the context from " +
+                      std::to_string(out.rope.original_positions) + " to " +
+                      std::to_string(out.positions) + " positions");
+}
+
+void read_dtype(const Settings& config, const Checkpoint& checkpoint, ModelConfig& out) {
+  auto name = config.text("dtype");
+  if (!name) name = config.text("torch_dtype");
+  if (!name) {
+    const TensorInfo* embedding = checkpoint.find("model.embed_tokens.weight");
+    name = embedding && embedding->dtype == "F16" ? "float16" : "bfloat16";
+  }
+  if (name->starts_with("torch.")) name->erase(0, 6);
+  check(*name == "bfloat16" || *name == "float16" || *name == "float32", Code::unsupported,
+        config.where(), ": the dtype ", quote(*name),
+        " is not one of bfloat16, float16 and float32");
+  out.dtype = *name == "float16" ? DType::f16 : DType::bf16;
+  if (*name == "float32") out.notes.push_back("float32 weights are rounded to bfloat16");
+}
+
+// Adds the ids under `key`: a number, a list of them, or nothing.
+void add_tokens(const Settings& settings, const char* key, int vocab, std::vector<int32_t>& out) {
+  const json* value = settings.find(key);
+  if (!value) return;
+  const auto add = [&](const json& id) {
+    check(id.is_number_integer(), Code::model_format, settings.where(), ": ", key,
+          " must be a token id or a list of them, not ", shown(id));
+    check(id.is_number_unsigned() && id.get<uint64_t>() < static_cast<uint64_t>(vocab),
+          Code::model_format, settings.where(), ": ", key, " ", shown(id),
+          " is not a token of a vocabulary of ", vocab);
+    const auto token = static_cast<int32_t>(id.get<uint64_t>());
+    if (std::find(out.begin(), out.end(), token) == out.end()) out.push_back(token);
+  };
+  if (!value->is_array()) return add(*value);
+  check(value->size() <= 1024, Code::model_format, settings.where(), ": ", key, " lists ",
+        value->size(), " tokens");
+  for (const json& id : *value) add(id);
+}
+
+void read_tokens(const Settings& config, const Settings& generation, const Family& family,
+                 ModelConfig& out) {
+  const auto says = [&](const char* key) {
+    return config.object().contains(key) || generation.object().contains(key);
+  };
+  for (const Settings* settings : {&config, &generation})
+    add_tokens(*settings, "eos_token_id", out.vocab, out.end_tokens);
+  if (!says("eos_token_id") && family.eos >= 0 && family.eos < out.vocab)
+    out.end_tokens.push_back(family.eos);
+  if (out.end_tokens.empty())
+    out.notes.push_back("no eos_token_id: generation only stops at its limits");
+
+  std::vector<int32_t> bos;
+  for (const Settings* settings : {&config, &generation})
+    add_tokens(*settings, "bos_token_id", out.vocab, bos);
+  if (!bos.empty())
+    out.bos = bos.front();
+  else if (!says("bos_token_id") && family.bos < out.vocab)
+    out.bos = family.bos;
+}
+
+// A head of its own may be stored in any format, under any name that starts with lm_head.
+void check_head(const Settings& config, const Checkpoint& checkpoint) {
+  if (!checkpoint.find("model.embed_tokens.weight")) return;
+  for (const std::string& name : checkpoint.names())
+    if (name.starts_with("lm_head.")) return;
+  fail(Code::model_format, checkpoint.where(), " has no lm_head.weight, and ", config.where(),
+       " does not set tie_word_embeddings to true; fetch the missing shard or correct the setting");
+}
+
+}  // namespace
+
+int ModelConfig::max_context() const {
+  return sliding_window > 0 ? std::min(positions, sliding_window) : positions;
+}
+
+ModelConfig read_config(const Checkpoint& checkpoint) {
+  const std::string where = checkpoint.where() + "/config.json";
+  const std::string generation_where = checkpoint.where() + "/generation_config.json";
+  const Settings config(checkpoint.config(), where);
+  const Settings generation(checkpoint.generation(), generation_where);
+
+  const Family& family = family_of(config);
+  refuse_other_math(config);
+  const std::string act = config.text("hidden_act").value_or("silu");
+  check(act == "silu" || act == "swish", Code::unsupported, where, ": hidden_act ", quote(act),
+        " is not silu");
+
+  ModelConfig out;
+  out.architecture = family.architecture;
+  read_shape(config, family, out);
+  read_biases(config, family, out);
+  out.eps = config.real("rms_norm_eps", 0, 0.1).value_or(1e-6);
+  read_positions(config, family, out);
+  read_window(config, family, out);
+  read_dtype(config, checkpoint, out);
+  read_tokens(config, generation, family, out);
+  out.tied_head = config.boolean("tie_word_embeddings").value_or(false);
+  if (!out.tied_head) check_head(config, checkpoint);
+  return out;
+}
+
+}  // namespace stepladder

@@ -1,0 +1,49 @@
+// Guesses with parents, one tree per sequence of a batch. Arrays of fixed capacity, so that making
+// a tree never allocates.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "backends/backend.h"
+#include "stepladder/engine.h"
+
+namespace stepladder {
+
+/// Parents come before children and node 0 is the root. A drafter that works on the host fills the
+/// arrays; one that works on the backend sets `made` instead and leaves count as an upper bound.
+struct DraftTrees {
+  DraftTrees(int sequences, int capacity)
+      : capacity(capacity), count(sequences), token(size_t(sequences) * capacity),
+        parent(size_t(sequences) * capacity), score(size_t(sequences) * capacity) {}
+
+  int capacity;  // nodes of the largest tree, root included
+  std::vector<int32_t> count, token, parent;
+  std::vector<float> score;
+  TreeView made{};  // backend memory, when a drafter built the trees there
+
+  int sequences() const { return static_cast<int>(count.size()); }
+  Token token_at(int sequence, int node) const { return token[size_t(sequence) * capacity + node]; }
+  int parent_at(int sequence, int node) const { return parent[size_t(sequence) * capacity + node]; }
+  int depth_at(int sequence, int node) const {
+    int d = 0;
+    while ((node = parent_at(sequence, node)) >= 0) ++d;
+    return d;
+  }
+
+  /// Starts the sequence's tree anew with its root.
+  void reset(int sequence, Token root) {
+    count[sequence] = 0;
+    add(sequence, -1, root, 0.f);
+  }
+  /// The new node's number, or -1 when the tree is full.
+  int add(int sequence, int parent_node, Token t, float s) {
+    if (count[sequence] == capacity) return -1;
+    const int node = count[sequence]++;
+    const size_t at = size_t(sequence) * capacity + node;
+    token[at] = t, parent[at] = parent_node, score[at] = s;
+    return node;
+  }
+};
+
+}  // namespace stepladder

@@ -1,0 +1,209 @@
+#include "spec/drafters/lookup.h"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include "core/error.h"
+
+namespace stepladder {
+
+namespace {
+
+constexpr int kLongest = 16;      // ngram_max at most
+constexpr int kTries = 32;        // positions looked at for one match: others share its hash by chance
+constexpr float kMemory = 0.95f;  // what a record keeps of itself with every guess it adds
+
+// Matches are trusted by class: 1, 2, 3, 4, 5 to 8, 9 to 16, and more tokens. A guess lengthens the
+// match of the next one, so trust grows along a draft. The shares of right guesses are only where
+// a sequence's own record starts, as if kPrior guesses had been seen.
+constexpr float kFirstShare[] = {0.25f, 0.5f, 0.65f, 0.75f, 0.85f, 0.92f, 0.95f};
+constexpr int kClasses = 7;
+constexpr float kPrior = 4;
+
+int class_of(int length) {
+  return length <= 4 ? length - 1 : length <= 8 ? 4 : length <= 16 ? 5 : 6;
+}
+
+uint32_t hash_of(const Token* tokens, int n) {
+  uint64_t h = static_cast<uint64_t>(n);
+  for (int i = 0; i < n; ++i) h = (h ^ static_cast<uint32_t>(tokens[i])) * 0x9E3779B97F4A7C15u;
+  return static_cast<uint32_t>(h >> 32);
+}
+
+}  // namespace
+
+/// What one slot knows: its tokens, where their n-grams occurred, and how far to trust a match.
+class Lookup::Index {
+ public:
+  explicit Index(const LookupOptions& o)
+      : options_(o), mask_(std::bit_ceil(static_cast<uint32_t>(2 * o.context)) - 1) {
+    tokens_.reserve(o.context);
+    for (int n = o.ngram_min; n <= o.ngram_max; ++n)
+      chains_.push_back({std::vector<int32_t>(size_t(mask_) + 1, -1), std::vector<int32_t>(o.context)});
+    forget();
+  }
+
+  void forget() {
+    watched_ = {};
+    for (int c = 0; c < kClasses; ++c) trust_[c] = {kFirstShare[c] * kPrior, kPrior};
+  }
+
+  void sync(const std::vector<Token>& now) {
+    if (now.size() > static_cast<size_t>(options_.context)) return;  // draft() declines as well
+    const auto [mine, theirs] = std::mismatch(tokens_.begin(), tokens_.end(), now.begin(), now.end());
+    const size_t common = static_cast<size_t>(mine - tokens_.begin());
+    learn(now, common);
+    while (indexed_ > common) take_back();
+    tokens_.erase(mine, tokens_.end());
+    tokens_.insert(tokens_.end(), theirs, now.end());
+    // The last token's n-grams wait until something has followed them.
+    while (indexed_ + 1 < tokens_.size()) add();
+  }
+
+  /// Guesses how the sequence goes on; `most` at most. Returns how many there are.
+  int draft(const std::vector<Token>& now, int most, std::span<Token> guesses) {
+    if (now.size() > static_cast<size_t>(options_.context)) return 0;
+    const Match match = find();
+    if (match.length == 0) return 0;
+    watched_ = {match, tokens_.size()};
+    const int count = std::min({worth(match.length), most, options_.tokens});
+    for (int i = 0; i < count; ++i) {
+      // A match that overlaps the end goes on into its own guesses: the text has a period.
+      const size_t from = match.next + static_cast<size_t>(i);
+      guesses[i] = from < tokens_.size() ? tokens_[from] : guesses[from - tokens_.size()];
+    }
+    return count;
+  }
+
+ private:
+  struct Match {
+    int length = 0;
+    size_t next = 0;  // position of the token that followed
+  };
+  struct Chain {
+    std::vector<int32_t> latest;    // [mask + 1] last position whose n-gram ends there
+    std::vector<int32_t> previous;  // [context] the one before, of the same hash
+  };
+  struct Watched {
+    Match match;
+    size_t at = 0;  // tokens there were when it was made; 0 = none
+  };
+  struct Trust {
+    float right, seen;
+  };
+
+  uint32_t bucket(size_t end, int n) const { return hash_of(&tokens_[end + 1 - n], n) & mask_; }
+
+  void add() {
+    const size_t end = indexed_++;
+    for (int n = options_.ngram_min; n <= options_.ngram_max; ++n) {
+      if (end + 1 < static_cast<size_t>(n)) break;
+      Chain& c = chains_[n - options_.ngram_min];
+      int32_t& latest = c.latest[bucket(end, n)];
+      c.previous[end] = latest;
+      latest = static_cast<int32_t>(end);
+    }
+  }
+  void take_back() {
+    const size_t end = --indexed_;
+    for (int n = options_.ngram_min; n <= options_.ngram_max; ++n) {
+      if (end + 1 < static_cast<size_t>(n)) break;
+      Chain& c = chains_[n - options_.ngram_min];
+      c.latest[bucket(end, n)] = c.previous[end];
+    }
+  }
+
+  Match find() const {
+    const size_t size = tokens_.size();
+    for (int n = std::min<int>(options_.ngram_max, static_cast<int>(size)); n >= options_.ngram_min; --n) {
+      const Token* suffix = &tokens_[size - n];
+      const Chain& c = chains_[n - options_.ngram_min];
+      int32_t end = c.latest[bucket(size - 1, n)];
+      for (int tries = 0; end >= 0 && tries < kTries; ++tries, end = c.previous[end])
+        if (std::equal(suffix, suffix + n, &tokens_[end + 1 - n])) return longer(n, end);
+    }
+    return {};
+  }
+
+  // How far back the match really goes: that many tokens tell more than the n it was found by.
+  Match longer(int n, int32_t end) const {
+    int length = n;
+    while (length <= kLongest && end >= length &&
+           tokens_[end - length] == tokens_[tokens_.size() - 1 - length])
+      ++length;
+    return {length, static_cast<size_t>(end) + 1};
+  }
+
+  // Tokens worth proposing after a match of this length.
+  int worth(int length) const {
+    float reached = 1;
+    int count = 0;
+    for (; count < options_.tokens; ++count) {
+      const Trust& t = trust_[class_of(length + count)];
+      reached *= t.right / t.seen;
+      if (reached <= options_.row_cost) break;
+    }
+    return count;
+  }
+
+  // Compares the last guess, made or only watched, with what came instead.
+  void learn(const std::vector<Token>& now, size_t common) {
+    const Watched w = std::exchange(watched_, {});
+    if (w.at == 0) return;
+    if (common < w.at || now.size() <= w.at) {  // the text it spoke of is gone, or nothing came yet
+      if (common >= w.at) watched_ = w;
+      return;
+    }
+    const size_t came = std::min(now.size() - w.at, static_cast<size_t>(options_.tokens));
+    for (size_t i = 0; i < came; ++i) {
+      const bool right = now[w.match.next + i] == now[w.at + i];
+      Trust& t = trust_[class_of(w.match.length + static_cast<int>(i))];
+      t.right = t.right * kMemory + (right ? 1.f : 0.f);
+      t.seen = t.seen * kMemory + 1.f;
+      if (!right) break;
+    }
+  }
+
+  LookupOptions options_;
+  uint32_t mask_;
+  std::vector<Token> tokens_;
+  size_t indexed_ = 0;  // positions whose n-grams are in the chains
+  std::vector<Chain> chains_;
+  Watched watched_;
+  Trust trust_[kClasses];
+};
+
+Lookup::Lookup(const LookupOptions& options) : options_(options) {
+  check(options.tokens >= 1 && options.tokens < kMaxEmitted, Code::invalid_argument, "lookup: tokens=",
+        options.tokens, " must be 1 to ", kMaxEmitted - 1);
+  check(options.ngram_min >= 1 && options.ngram_min <= options.ngram_max && options.ngram_max <= kLongest,
+        Code::invalid_argument, "lookup: matches of min=", options.ngram_min, " to max=", options.ngram_max,
+        " tokens; they must satisfy 1 <= min <= max <= ", kLongest);
+  check(options.context >= 1 && options.sequences >= 1, Code::internal, "lookup: no context or no slots");
+  index_.reserve(options.sequences);
+  for (int slot = 0; slot < options.sequences; ++slot) index_.emplace_back(options_);
+}
+
+Lookup::~Lookup() = default;
+
+void Lookup::sync(Batch batch) {
+  for (const Sequence* s : batch) index_[s->slot].sync(s->tokens);
+}
+
+void Lookup::draft(Batch batch, std::span<const Budget> budgets, DraftTrees& out) {
+  Token guesses[kMaxEmitted];
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const int sequence = static_cast<int>(i);
+    out.reset(sequence, batch[i]->tokens.back());
+    const int count = budgets[i].at_most < 1
+                          ? 0
+                          : index_[batch[i]->slot].draft(batch[i]->tokens, budgets[i].at_most, guesses);
+    for (int d = 0; d < count; ++d)
+      if (out.add(sequence, d, guesses[d], 0.f) < 0) break;
+  }
+}
+
+void Lookup::forget(int slot) { index_[slot].forget(); }
+
+}  // namespace stepladder

@@ -1,0 +1,259 @@
+#include "spec/model_verifier.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace stepladder {
+namespace {
+
+int round_up(int x, int to) { return (x + to - 1) / to * to; }
+
+/// Sizes a round is recorded for: powers of two up to a block, then whole blocks.
+int bucket(int n, int block) {
+  if (n == 0) return 0;
+  if (n > block) return round_up(n, block);
+  int b = 1;
+  while (b < n) b *= 2;
+  return std::min(b, block);
+}
+
+/// The same table from row `first` on.
+Rows offset(Rows rows, int first) {
+  rows.capacity -= first;
+  rows.token += first, rows.position += first, rows.slot += first, rows.committed += first, rows.scratch += first;
+  rows.path += size_t(first) * rows.depth;
+  return rows;
+}
+
+}  // namespace
+
+std::shared_ptr<KVCache> make_cache(Backend& backend, const Model& model, int context, int tree_capacity,
+                                    int sequences) {
+  const ModelConfig& c = model.config();
+  return std::make_shared<KVCache>(
+      backend, KVSpec{c.layers, c.kv_heads, c.head_dim, round_up(context, kAttentionStep), tree_capacity, sequences, c.dtype});
+}
+
+ModelVerifier::ModelVerifier(Backend& backend, std::shared_ptr<const Model> model, std::shared_ptr<KVCache> cache,
+                             std::shared_ptr<RuleTable> rules, const VerifierOptions& options)
+    : backend_(backend), model_(std::move(model)), cache_(std::move(cache)), rules_(std::move(rules)),
+      options_(options), sequences_(cache_->spec().sequences), usable_(sequences_), missing_(sequences_),
+      results_(sequences_) {
+  check(options_.tree_capacity <= cache_->spec().scratch, Code::internal, "a tree of ", options_.tree_capacity,
+        " nodes for a cache with ", cache_->spec().scratch, " scratch slots");
+  check(options_.context <= cache_->spec().positions && options_.context <= model_->rope_positions(), Code::internal,
+        "a context of ", options_.context, " for a cache of ", cache_->spec().positions, " positions");
+  max_nodes_ = sequences_ * options_.tree_capacity;
+  max_rows_ = round_up(std::max(options_.block, sequences_ * (options_.tree_capacity + options_.catch_up)), options_.block);
+  token_capacity_ = std::max<size_t>(options_.block, size_t(sequences_) * options_.catch_up) + size_t(sequences_) * options_.tree_capacity;
+
+  Arena measure;
+  lay_out(t_, measure);
+  const size_t tables = measure.peak(), scratch = pass_scratch_bytes(*model_, options_.block);
+  memory_ = allocate_buffer(backend_, tables + scratch);
+  Arena arena(memory_.data(), tables);
+  lay_out(t_, arena);
+  scratch_ = Arena(memory_.data() + tables, scratch);
+
+  image_.resize(t_.up_bytes / 4);
+  const auto at = [&](const void* p) { return image_.data() + (static_cast<const int32_t*>(p) - t_.up); };
+  image_count_ = at(t_.plan.count);
+  image_entries_ = reinterpret_cast<PlanEntry*>(at(t_.plan.entries));
+  image_tokens_ = at(t_.plan.tokens);
+  image_tree_count_ = at(t_.trees.count), image_tree_token_ = at(t_.trees.token), image_tree_parent_ = at(t_.trees.parent);
+  if (options_.logprobs > 0) {
+    host_path_node_.resize(size_t(sequences_) * kMaxEmitted);
+    host_chosen_.resize(max_nodes_);
+    host_top_token_.resize(size_t(max_nodes_) * options_.logprobs);
+    host_top_logprob_.resize(size_t(max_nodes_) * options_.logprobs);
+  }
+  // Every shape a round can have is recorded now, so that decoding neither records nor allocates.
+  for (int rows = 1;; rows = rows < options_.block ? bucket(rows + 1, options_.block) : rows + options_.block) {
+    if (rows > max_rows_) break;
+    recording(rows, 0, t_.trees);
+    for (int nodes = 1; nodes <= bucket(max_nodes_, node_block()); nodes = bucket(nodes + 1, node_block()))
+      if (nodes <= rows) recording(rows, nodes, t_.trees);
+  }
+}
+
+int ModelVerifier::node_block() const { return std::min(64, max_nodes_); }
+
+void ModelVerifier::lay_out(Tables& t, Arena& arena) {
+  const int B = sequences_, C = options_.tree_capacity, R = max_rows_, N = max_nodes_;
+  // Uploaded part: one piece, so that one copy carries it.
+  const size_t words = 16 + size_t(B) * sizeof(PlanEntry) / 4 + token_capacity_ + B + 2 * size_t(B) * C;
+  t.up = arena.take_array<int32_t>(words);
+  t.up_bytes = words * 4;
+  int32_t* p = t.up;
+  const auto piece = [&](size_t n) { return std::exchange(p, p + n); };
+  const int32_t* count = piece(16);
+  const auto* entries = reinterpret_cast<const PlanEntry*>(piece(size_t(B) * sizeof(PlanEntry) / 4));
+  t.plan = {B, count, entries, piece(token_capacity_)};
+  int32_t* tree_count = piece(B);
+  int32_t* tree_token = piece(size_t(B) * C);
+  t.trees = {B, C, tree_count, tree_token, piece(size_t(B) * C)};
+
+  t.rows = {R, C, arena.take_array<int32_t>(1), arena.take_array<int32_t>(R), arena.take_array<int32_t>(R),
+            arena.take_array<int32_t>(R), arena.take_array<int32_t>(R), arena.take_array<int32_t>(R),
+            arena.take_array<uint16_t>(size_t(R) * C), arena.take_array<int32_t>(1), arena.take_array<int32_t>(R),
+            arena.take_array<int32_t>(R), arena.take_array<int32_t>(R)};
+  t.choices = {arena.take_array<int32_t>(N), arena.take_array<float>(N)};
+  t.results = arena.take_array<RoundResult>(B);
+  t.path = arena.take_array<int32_t>(size_t(B) * kMaxEmitted);
+  t.path_node = arena.take_array<int32_t>(size_t(B) * kMaxEmitted);
+  t.residual = arena.take_tensor(DType::f32, R, model_->config().width);
+  t.logits = arena.take_tensor(DType::f32, node_block(), model_->head().n());
+  if (options_.logprobs > 0) {
+    t.chosen = arena.take_array<float>(N);
+    t.top_token = arena.take_array<int32_t>(size_t(N) * options_.logprobs);
+    t.top_logprob = arena.take_array<float>(size_t(N) * options_.logprobs);
+  }
+}
+
+void ModelVerifier::sync(Batch batch) {
+  for (const Sequence* s : batch)
+    usable_[s->slot] = std::min(cache_->usable(s->slot, s->tokens, options_.level), static_cast<int>(s->tokens.size()) - 1);
+}
+
+int ModelVerifier::lacking(const Sequence& s) const {
+  return static_cast<int>(s.tokens.size()) - 1 - usable_[s.slot];
+}
+
+int ModelVerifier::room(const Sequence& s) const { return options_.context - static_cast<int>(s.tokens.size()) + 1; }
+
+std::pair<int, int> ModelVerifier::plan(Batch batch, const DraftTrees* trees, std::span<const int> missing) {
+  int tokens = 0, rows = 0, nodes = 0;
+  *image_count_ = static_cast<int32_t>(batch.size());
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const Sequence& s = *batch[i];
+    PlanEntry& e = image_entries_[i];
+    const int from = usable_[s.slot];
+    e = {s.slot, s.slot, from + missing[i], missing[i], tokens, 0, 0, 0};
+    std::copy_n(s.tokens.data() + from, missing[i], image_tokens_ + tokens);
+    tokens += missing[i];
+    image_tree_count_[i] = trees ? trees->count[i] : 0;
+    if (!trees) {
+      rows += missing[i];
+      continue;
+    }
+    e.first_tentative = tokens;
+    e.tentative = static_cast<int32_t>(s.tokens.size() - s.committed);
+    check(e.tentative <= options_.tree_capacity, Code::internal, "a level guessed ", e.tentative, " tokens ahead");
+    std::copy_n(s.tokens.data() + s.committed, e.tentative, image_tokens_ + tokens);
+    tokens += e.tentative;
+    if (!trees->made.token) {
+      const size_t from_tree = i * trees->capacity, to_tree = i * options_.tree_capacity;
+      std::copy_n(trees->token.data() + from_tree, trees->count[i], image_tree_token_ + to_tree);
+      std::copy_n(trees->parent.data() + from_tree, trees->count[i], image_tree_parent_ + to_tree);
+    }
+    rows += missing[i] + trees->count[i];
+    nodes += trees->count[i];
+  }
+  return {rows, nodes};
+}
+
+void ModelVerifier::queue_round(int rows, int nodes, TreeView trees) {
+  const Tables& t = t_;
+  const int block = options_.block;
+  backend_.expand({t.plan, trees, t.rows});
+  for (int first = 0; first < rows; first += block) {
+    const int n = std::min(block, rows - first);
+    const Pass pass{{t.rows.count, first, n}, offset(t.rows, first), cache_->view(), options_.act};
+    run_layers(backend_, *model_, pass, t.residual.slice(first, n), scratch_);
+  }
+  if (nodes == 0) return;
+  for (int first = 0; first < nodes; first += node_block()) {
+    const int n = std::min(node_block(), nodes - first);
+    const Live live{t.rows.node_count, first, n};
+    const Tensor logits = t.logits.slice(0, n);
+    run_head(backend_, *model_, live, t.residual, t.rows.node_row + first, options_.act, logits, scratch_);
+    backend_.choose({live, logits, t.plan, trees, t.rows, rules_->view(), t.choices});
+    if (ask_ >= 0)
+      backend_.logprobs({live, logits, t.choices, options_.vocab, ask_, t.chosen, t.top_token, t.top_logprob});
+  }
+  backend_.accept({t.plan, trees, t.rows, t.choices, rules_->view(), options_.level == 0, t.results, t.path, t.path_node});
+  backend_.keep({t.plan, cache_->view(), t.results, t.path});
+}
+
+void ModelVerifier::run(int rows, int nodes, TreeView trees) {
+  check(rows <= max_rows_ && nodes <= max_nodes_, Code::internal, "a round of ", rows, " rows");
+  backend_.upload(t_.up, image_.data(), t_.up_bytes);
+  recording(bucket(rows, options_.block), bucket(nodes, node_block()), trees).replay();
+}
+
+Recording& ModelVerifier::recording(int row_bucket, int node_bucket, TreeView trees) {
+  auto& found = recordings_[{row_bucket, node_bucket, ask_, reinterpret_cast<int64_t>(trees.token)}];
+  if (!found)
+    found = backend_.record([this, row_bucket, node_bucket, trees] { queue_round(row_bucket, node_bucket, trees); });
+  return *found;
+}
+
+void ModelVerifier::note_catch_up(const Sequence& s, int from, int count) {
+  for (int p = from; p < from + count; ++p) cache_->write(s.slot, p, s.tokens[p], options_.level);
+}
+
+void ModelVerifier::read(Batch batch, int rows) {
+  rows = std::min(rows, options_.block);
+  size_t used = 0;
+  for (; used < batch.size() && rows > 0; ++used) {
+    missing_[used] = std::min(rows, lacking(*batch[used]));
+    rows -= missing_[used];
+  }
+  const Batch reading = batch.first(used);
+  const auto [total, nodes] = plan(reading, nullptr, std::span(missing_).first(used));
+  if (total == 0) return;
+  run(total, nodes, t_.trees);
+  backend_.wait();
+  for (size_t i = 0; i < used; ++i) {
+    const Sequence& s = *reading[i];
+    note_catch_up(s, usable_[s.slot], missing_[i]);
+    usable_[s.slot] += missing_[i];
+  }
+}
+
+void ModelVerifier::verify(Batch batch, const DraftTrees& trees, std::span<RoundResult> out) {
+  for (size_t i = 0; i < batch.size(); ++i) {
+    missing_[i] = lacking(*batch[i]);
+    check(missing_[i] <= options_.catch_up && room(*batch[i]) >= 1, Code::internal, "a round for a sequence that lacks ",
+          missing_[i], " entries and has room for ", room(*batch[i]));
+  }
+  const auto [rows, nodes] = plan(batch, &trees, std::span(missing_).first(batch.size()));
+  run(rows, nodes, trees.made.token ? trees.made : t_.trees);
+  backend_.read(out.data(), t_.results, batch.size() * sizeof(RoundResult));
+  if (ask_ >= 0) {
+    backend_.read(host_path_node_.data(), t_.path_node, batch.size() * kMaxEmitted * 4);
+    backend_.read(host_chosen_.data(), t_.chosen, nodes * sizeof(float));
+    backend_.read(host_top_token_.data(), t_.top_token, size_t(nodes) * ask_ * 4);
+    backend_.read(host_top_logprob_.data(), t_.top_logprob, size_t(nodes) * ask_ * 4);
+  }
+  backend_.wait();
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const Sequence& s = *batch[i];
+    const int root = static_cast<int>(s.tokens.size()) - 1;
+    note_catch_up(s, usable_[s.slot], missing_[i]);
+    cache_->write(s.slot, root, s.tokens[root], options_.level);
+    for (int d = 1; d < out[i].emitted; ++d) cache_->write(s.slot, root + d, out[i].token[d - 1], options_.level);
+    usable_[s.slot] = root;
+  }
+}
+
+void ModelVerifier::ask_logprobs(int top) {
+  check(top <= options_.logprobs, Code::internal, "logprobs for ", top, " tokens of at most ", options_.logprobs);
+  ask_ = top;
+}
+
+TokenLogprobs ModelVerifier::logprobs(int i, int k) const {
+  const int node = host_path_node_[size_t(i) * kMaxEmitted + k];
+  TokenLogprobs out{host_chosen_[node], {}};
+  for (int j = 0; j < ask_; ++j)
+    out.top.emplace_back(host_top_token_[size_t(node) * ask_ + j], host_top_logprob_[size_t(node) * ask_ + j]);
+  return out;
+}
+
+void ModelVerifier::read_choices(std::span<int32_t> tokens, std::span<float> logits) {
+  backend_.read(tokens.data(), t_.choices.token, tokens.size_bytes());
+  backend_.read(logits.data(), t_.choices.logit, logits.size_bytes());
+  backend_.wait();
+}
+
+}  // namespace stepladder

@@ -1,0 +1,32 @@
+// Scores draft trees with a model. A level-round is the unit a backend records, so scoring,
+// accepting and keeping are one call.
+#pragma once
+
+#include <span>
+
+#include "backends/backend.h"
+#include "spec/draft_tree.h"
+#include "spec/sequence.h"
+
+namespace stepladder {
+
+class Verifier {
+ public:
+  virtual ~Verifier() = default;
+  /// Cuts what the cache holds of each sequence to the common prefix this level may trust.
+  virtual void sync(Batch) = 0;
+  /// Entries below the root that the cache lacks. verify() feeds up to catch_up() of them itself.
+  virtual int lacking(const Sequence&) const = 0;
+  virtual int catch_up() const = 0;
+  /// Tokens the sequence may still grow by: positions left in this verifier's context. The root
+  /// needs one; a tree of depth d needs d more.
+  virtual int room(const Sequence&) const = 0;
+  /// Feeds up to `rows` lacking rows in all, the earliest sequences first.
+  virtual void read(Batch, int rows) = 0;
+  /// One round: feeds what is lacking and the trees, chooses at every node, accepts, keeps.
+  /// out[i] is what batch[i] emits: at least one token. Sequences must have room() >= 1 and
+  /// lacking() <= catch_up().
+  virtual void verify(Batch, const DraftTrees&, std::span<RoundResult> out) = 0;
+};
+
+}  // namespace stepladder

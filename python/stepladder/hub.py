@@ -1,0 +1,61 @@
+"""Where models are: a directory, or a name in the local Hugging Face cache. Never the network."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from .errors import FileError, InvalidArgumentError, UnsupportedError
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+def cache_directory() -> Path:
+    """The Hugging Face cache, by the variables its own tools use."""
+    if os.environ.get("HF_HUB_CACHE"):
+        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(home).expanduser() / "hub"
+
+
+def resolve(name: str | os.PathLike[str]) -> Path:
+    """The directory of a model given as a path or as "org/name" (or "org/name@revision")."""
+    text = os.fspath(name)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InvalidArgumentError(f"model: {str(text)[:80]!r} is not a path")
+    path = Path(text).expanduser()
+    try:
+        if path.is_dir():
+            if os.access(path, os.R_OK | os.X_OK):
+                return path
+            raise FileError(f"{path}: permission denied")
+        is_file = path.is_file()
+    except OSError as error:
+        raise FileError(f"{text[:200]}: {error.strerror}") from error
+    if is_file and path.suffix == ".gguf":
+        raise UnsupportedError(f"{path}: a GGUF file is converted first: stepladder convert {path} DIRECTORY")
+    if is_file:
+        raise FileError(f"{path}: a file; a model is a directory with config.json and safetensors files")
+    if _ID.fullmatch(text):
+        return _cached(text)
+    raise FileError(f"{text[:500]}: no such directory")
+
+
+def _cached(name: str) -> Path:
+    repo, _, revision = name.partition("@")
+    folder = cache_directory() / ("models--" + repo.replace("/", "--"))
+    fetch = f"fetch it with: hf download {repo}" + (f" --revision {revision}" if revision else "")
+    if not folder.is_dir():
+        raise FileError(f"{name}: no such directory, and not in the Hugging Face cache {cache_directory()}; {fetch}")
+    commit = revision or "main"
+    try:
+        commit = (folder / "refs" / commit).read_text().strip()
+    except OSError:
+        pass
+    if not re.fullmatch(r"[\w.-]+", commit):
+        raise FileError(f"{name}: the cache has no valid revision {commit[:80]!r}; {fetch}")
+    snapshot = folder / "snapshots" / commit
+    if not (snapshot / "config.json").exists():
+        raise FileError(f"{name}: the cache {folder} lacks revision {commit}, or its config.json; {fetch}")
+    return snapshot

@@ -1,0 +1,170 @@
+"""Writing a model directory so that it appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterable, Iterator
+
+from .errors import FileError, InvalidArgumentError
+
+SHARD_BYTES = 5 << 30
+BITS = {"F32": 32, "BF16": 16, "F16": 16, "I64": 64, "I32": 32, "I8": 8, "U8": 8}
+
+
+@contextmanager
+def new_directory(path: str | os.PathLike[str], force: bool = False) -> Iterator[Path]:
+    """Yields an empty directory beside `path` that takes its place on success.
+
+    An existing `path` must be empty, or hold a model (config.json) and `force` be set. Whatever
+    ends the block early, Ctrl-C and a full disk included, leaves `path` as it was.
+    """
+    target = Path(os.path.abspath(path))
+    if target.is_file():
+        raise FileError(f"{target}: is a file; name a directory to write")
+    if target.is_dir() and any(target.iterdir()):
+        if not force:
+            raise FileError(f"{target}: exists and is not empty; use --force to replace it")
+        if not (target / "config.json").is_file():
+            raise FileError(f"{target}: --force replaces model directories only; no config.json here")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    except OSError as error:
+        raise FileError(f"{target}: cannot write there: {error.strerror}") from error
+    try:
+        yield work
+        work.chmod(0o755)
+        _replace(work, target)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{target}: writing failed: {error.strerror or error}") from error
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _replace(work: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(work, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    os.rename(target, old / "was")
+    try:
+        os.rename(work, target)
+    except BaseException:
+        os.rename(old / "was", target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+class TensorSpec:
+    """Name, safetensors dtype and shape of a tensor to come."""
+
+    def __init__(self, name: str, dtype: str, shape: Iterable[int]):
+        self.name, self.dtype, self.shape = name, dtype, [int(d) for d in shape]
+        self.bytes = BITS[dtype] // 8
+        for d in self.shape:
+            self.bytes *= d
+
+
+class SafetensorsWriter:
+    """Writes known tensors one after the other, in order, in shards of at most `shard_bytes`.
+
+    Each tensor may arrive in several pieces; close() checks that all have come and writes the
+    index when there is more than one shard.
+    """
+
+    def __init__(self, directory: Path, specs: list[TensorSpec], shard_bytes: int = SHARD_BYTES):
+        self._directory = directory
+        self._specs = specs
+        self._shards: list[list[TensorSpec]] = []
+        size = shard_bytes
+        for spec in specs:
+            if not self._shards or size + spec.bytes > shard_bytes:
+                self._shards.append([])
+                size = 0
+            self._shards[-1].append(spec)
+            size += spec.bytes
+        self._shard, self._index, self._missing = -1, 0, 0
+        self._file = None
+        self._open_next()
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(spec.bytes for spec in self._specs)
+
+    def _name(self, shard: int) -> str:
+        count = len(self._shards)
+        return "model.safetensors" if count == 1 else f"model-{shard + 1:05}-of-{count:05}.safetensors"
+
+    def _open_next(self) -> None:
+        self._finish_file()
+        self._shard, self._index = self._shard + 1, 0
+        specs = self._shards[self._shard]
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for spec in specs:
+            header[spec.name] = {
+                "dtype": spec.dtype,
+                "shape": spec.shape,
+                "data_offsets": [offset, offset + spec.bytes],
+            }
+            offset += spec.bytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._file = open(self._directory / self._name(self._shard), "wb")
+        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._missing = specs[0].bytes
+
+    def _finish_file(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Appends bytes of `name`, which must be the tensor whose turn it is."""
+        spec = self._shards[self._shard][self._index]
+        size = memoryview(data).nbytes
+        if spec.name != name or size > self._missing:
+            raise InvalidArgumentError(f"{name}: {size} bytes came where {spec.name} has {self._missing} left")
+        self._file.write(data)
+        self._missing -= size
+        if self._missing == 0:
+            self._index += 1
+            if self._index < len(self._shards[self._shard]):
+                self._missing = self._shards[self._shard][self._index].bytes
+            elif self._shard + 1 < len(self._shards):
+                self._open_next()
+
+    def close(self) -> None:
+        """Ends the last shard; raises when tensors are missing."""
+        if self._missing or self._shard + 1 < len(self._shards):
+            raise InvalidArgumentError("tensors are missing at the end of the output")
+        self._finish_file()
+        if len(self._shards) > 1:
+            weight_map = {s.name: self._name(i) for i, shard in enumerate(self._shards) for s in shard}
+            write_json(
+                self._directory / "model.safetensors.index.json",
+                {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map},
+            )
+
+    def abort(self) -> None:
+        """Closes the file that is open, whatever is missing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes indented JSON in UTF-8."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,30 @@
+"""Progress bars on standard error, shown on a terminal only."""
+
+from __future__ import annotations
+
+import sys
+from typing import Callable, Iterator
+from contextlib import contextmanager
+
+Report = Callable[[int, int], object]
+
+
+@contextmanager
+def bar(label: str, show: bool | None = None) -> Iterator[Report]:
+    """Yields report(done, total), in bytes; draws nothing unless standard error is a terminal."""
+    if not (sys.stderr.isatty() if show is None else show):
+        yield lambda done, total: True
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+    from rich.progress import TransferSpeedColumn
+
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=None)
+
+        def report(done: int, total: int) -> bool:
+            progress.update(task, completed=done, total=total)
+            return True
+
+        yield report

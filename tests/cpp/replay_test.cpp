@@ -1,0 +1,284 @@
+// The central proof: a row's bits depend on the tokens before it and on nothing else. Random trees
+// go through the real verifier and are replayed token by token; choices, logits and cache entries
+// must be equal by memcmp, in every format and mode, on every instruction set, at one thread and
+// two, beside any neighbours, in blocks of any size. Controls that break the rule on purpose must
+// fail the same check.
+//
+// STEPLADDER_SWEEP=1 runs many more trees over every cell.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <tuple>
+
+#include "backends/cpu/cpu_backend.h"
+#include "support/controls.h"
+#include "support/replay.h"
+
+namespace stepladder {
+namespace {
+
+bool sweeping() {
+  const char* on = std::getenv("STEPLADDER_SWEEP");
+  return on && *on == '1';
+}
+
+/// A subject and a plain rig of one cell, each on a backend of its own.
+struct Pair {
+  Pair(const std::string& isa, int threads, const Cell& cell, RigOptions options)
+      : subject_backend(isa, threads), plain_backend(isa, 1) {
+    options.act = cell.act;
+    const int positions = (options.context + 31) / 32 * 32;
+    subject = std::make_unique<Rig>(subject_backend, load_cell(subject_backend, cell, positions),
+                                    options);
+    plain = std::make_unique<Rig>(plain_backend, load_cell(plain_backend, cell, positions),
+                                  plain_options(options));
+  }
+  /// One sequence, an odd block, and a level that leaves the counts alone.
+  static RigOptions plain_options(RigOptions o) {
+    o.sequences = 1, o.block = 32, o.level = 1;
+    return o;
+  }
+  CpuBackend subject_backend, plain_backend;
+  std::unique_ptr<Rig> subject, plain;
+};
+
+Sampling lively_sampling() {
+  Sampling s;
+  s.temperature = 0.8f, s.top_p = 0.95f, s.min_p = 0.01f, s.top_k = 60, s.seed = 99;
+  s.repetition_penalty = 1.1f, s.frequency_penalty = 0.2f, s.presence_penalty = 0.3f;
+  s.logit_bias = {{5, 1.5f}, {7, -2.f}};
+  return s;
+}
+
+void expect_exact(const Differences& d) {
+  EXPECT_GT(d.nodes, 0);
+  EXPECT_EQ(d.choices, 0) << "of " << d.nodes << " nodes";
+  EXPECT_EQ(d.emitted, 0);
+  EXPECT_EQ(d.entries, 0);
+}
+
+// ---- every cell ----------------------------------------------------------------------------
+
+class ReplayTest : public ::testing::TestWithParam<std::tuple<std::string, Cell>> {
+ protected:
+  const std::string& isa() const { return std::get<0>(GetParam()); }
+  const Cell& cell() const { return std::get<1>(GetParam()); }
+};
+
+TEST_P(ReplayTest, ATreeSaysWhatItsTokensSayOneByOne) {
+  Differences total;
+  for (const int threads : {1, 2}) {
+    Pair pair(isa(), threads, cell(), {});
+    ASSERT_EQ(pair.subject_backend.name(), "cpu/" + isa());
+    std::vector<int> lengths = {1, 2, 31, 32, 33, 34, 63, 64, 65, 66, 97, 255, 256, 257, 258, 300};
+    if (sweeping())
+      for (int n = 3; n < 420; n += 7) lengths.push_back(n);
+    for (const int n : lengths) {
+      SCOPED_TRACE("length " + std::to_string(n) + ", threads " + std::to_string(threads));
+      const int most = n % 3 == 0 ? 64 : 24;
+      const Differences d = check_lengths(*pair.subject, *pair.plain, {n}, most, 1000 + n);
+      expect_exact(d);
+      total += d;
+    }
+  }
+  EXPECT_GT(total.accepted, 20);  // the check has seen kept paths
+}
+
+TEST_P(ReplayTest, NeighboursChangeNothing) {
+  RigOptions options;
+  options.sequences = 8, options.context = 384, options.block = 32;
+  Pair pair(isa(), 2, cell(), options);
+  TestRandom random(5);
+  const int rounds = sweeping() ? 24 : 3;
+  for (int round = 0; round < rounds; ++round) {
+    const int batch = round == 0 ? 8 : random.between(1, 8);
+    std::vector<int> lengths(batch);
+    for (int& n : lengths) n = random.between(1, 290);
+    SCOPED_TRACE("round " + std::to_string(round));
+    expect_exact(check_lengths(*pair.subject, *pair.plain, lengths, 20, 2000 + round));
+  }
+}
+
+TEST_P(ReplayTest, SampledChoicesDependOnTheirPathAlone) {
+  RigOptions options;
+  options.sequences = 3;
+  Pair pair(isa(), 2, cell(), options);
+  expect_exact(check_lengths(*pair.subject, *pair.plain, {40, 65, 130}, 40, 7, lively_sampling()));
+}
+
+TEST_P(ReplayTest, PromptsReadInAnyBlocksLeaveTheSameEntries) {
+  const int length = 290;
+  const auto text = random_text(length, cell().spec.vocab, 3);
+  CpuBackend backend(isa(), 2);
+  const auto model = load_cell(backend, cell(), 512);
+  std::vector<uint16_t> first;
+  for (const int rows : {128, 1, 7, 16, 33, 64}) {
+    RigOptions options;
+    options.act = cell().act, options.block = rows == 128 ? 128 : 64;
+    Rig rig(backend, model, options);
+    Sequence s{0, text, text.size()};
+    Sequence* const batch[] = {&s};
+    rig.feed(batch, 0, rows);
+    const auto held = entries(rig, 0, length - 1);
+    if (first.empty()) first = held;
+    EXPECT_TRUE(held == first) << "blocks of " << rows;
+  }
+}
+
+std::vector<Cell> cells() { return replay_cells(); }
+
+INSTANTIATE_TEST_SUITE_P(All, ReplayTest,
+                         ::testing::Combine(::testing::ValuesIn(available_isas()),
+                                            ::testing::ValuesIn(cells())),
+                         [](const auto& info) {
+                           return std::get<0>(info.param) + "_" + std::get<1>(info.param).name();
+                         });
+
+// ---- long contexts, wide trees -------------------------------------------------------------
+
+class LongReplayTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(LongReplayTest, AroundChunksOfTheCache) {
+  for (const Cell& cell : replay_cells()) {
+    const bool quick =
+        cell.spec.format == "bf16" && cell.spec.family == "llama" && cell.cast.empty();
+    if (!quick && cell.act != Act::a8 && !sweeping()) continue;
+    SCOPED_TRACE(cell.name());
+    RigOptions options;
+    options.context = 2240, options.block = 128;
+    Pair pair(GetParam(), 2, cell, options);
+    for (const int n : {511, 512, 513, 1024, 2016, 2047, 2048, 2049, 2050, 2100})
+      expect_exact(check_lengths(*pair.subject, *pair.plain, {n}, 16, 3000 + n));
+  }
+}
+
+TEST_P(LongReplayTest, TreesWiderThanABlockOfRows) {
+  RigOptions options;
+  options.sequences = 3, options.tree_capacity = 200, options.block = 32;
+  Pair pair(GetParam(), 2, replay_cells()[0], options);
+  expect_exact(check_lengths(*pair.subject, *pair.plain, {50, 31, 129}, 200, 17));
+  expect_exact(check_lengths(*pair.subject, *pair.plain, {96, 64, 200}, 200, 18));
+}
+
+TEST_P(LongReplayTest, ASequenceFillsItsContextToTheLastPosition) {
+  RigOptions options;
+  options.context = 96;
+  Pair pair(GetParam(), 2, replay_cells()[0], options);
+  for (int left = 1; left <= 4; ++left) {
+    // `left` positions are free: a chain that deep, the root included, just fits.
+    Sequence s{0, random_text(96 - left + 1, 320, 5), 0};
+    s.committed = s.tokens.size();
+    Sequence* const batch[] = {&s};
+    pair.subject->feed(batch, 0, 64);
+    ASSERT_EQ(pair.subject->verifier->room(s), left);
+    DraftTrees trees(1, 64);
+    trees.reset(0, s.tokens.back());
+    for (int d = 1; d < left; ++d) trees.add(0, d - 1, 10 + d, 0.f);
+    expect_exact(check_trees(*pair.subject, batch, trees, *pair.plain, {Sampling{}}));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, LongReplayTest, ::testing::ValuesIn(available_isas()),
+                         [](const auto& info) { return info.param; });
+
+// ---- shared caches -------------------------------------------------------------------------
+
+/// A cheap level writes the cache first; a verifier of level `trusting` then checks trees over it.
+Differences over_a_cheap_levels_entries(LevelId trusting) {
+  CpuBackend backend("", 2), plain_backend("", 1);
+  const Cell cell = replay_cells()[0];
+  Cell cheap = cell;
+  cheap.cast = "mxfp4";
+  RigOptions options;
+  options.level = trusting;
+  Rig target(backend, load_cell(backend, cell, 512), options);
+  options.level = 1;
+  Rig draft(backend, load_cell(backend, cheap, 512), options, target.cache);
+  Rig plain(plain_backend, load_cell(plain_backend, cell, 512), Pair::plain_options(options));
+
+  Differences out;
+  for (const int n : {40, 70, 131}) {
+    Sequence s{0, random_text(n, cell.spec.vocab, 77), 0};
+    s.committed = s.tokens.size();
+    draft.plain_round(s);  // reads the text into the shared cache, its last token included
+    out += check_lengths(target, plain, {n}, 16, 50 + n);
+  }
+  return out;
+}
+
+TEST(SharedCache, TheTargetRecomputesWhatALowerLevelWrote) {
+  expect_exact(over_a_cheap_levels_entries(0));
+}
+
+TEST(SharedCache, ALowerLevelReusesWhatTheTargetWrote) {
+  CpuBackend backend("", 2);
+  const Cell cell = replay_cells()[0];
+  Cell cheap = cell;
+  cheap.cast = "mxfp4";
+  Rig target(backend, load_cell(backend, cell, 512), {});
+  RigOptions options;
+  options.level = 1;
+  Rig draft(backend, load_cell(backend, cheap, 512), options, target.cache);
+  Sequence s{0, random_text(100, 320, 4), 100};
+  Sequence* const batch[] = {&s};
+  target.plain_round(s);
+  draft.verifier->sync(batch);
+  EXPECT_EQ(draft.verifier->lacking(s), 0);
+  draft.plain_round(s);
+  target.verifier->sync(batch);
+  EXPECT_EQ(target.verifier->lacking(s), 0);  // the root's entry alone was written again
+}
+
+// ---- controls: the same check must fail ----------------------------------------------------
+
+/// The check of a broken backend against itself, token by token.
+template <class Broken>
+Differences with_backend() {
+  Broken subject_backend("", 1), plain_backend("", 1);
+  const Cell cell = replay_cells()[0];
+  RigOptions options;
+  Rig subject(subject_backend, load_cell(subject_backend, cell, 512), options);
+  Rig plain(plain_backend, load_cell(plain_backend, cell, 512), Pair::plain_options(options));
+  Differences out;
+  for (const int n : {33, 64, 100}) out += check_lengths(subject, plain, {n}, 40, 60 + n);
+  return out;
+}
+
+TEST(Control, TheCheckItselfPassesOnASoundBackend) { expect_exact(with_backend<CpuBackend>()); }
+
+TEST(Control, AttentionByATreeMaskOverSlotsFails) {
+  const Differences d = with_backend<MaskedSlotsBackend>();
+  EXPECT_GT(d.choices, 0) << "of " << d.nodes;
+  EXPECT_GT(d.entries, 0);
+}
+
+TEST(Control, ASplitOfKChosenByTheNumberOfRowsFails) {
+  const Differences d = with_backend<SplitByRowsBackend>();
+  EXPECT_GT(d.choices, 0) << "of " << d.nodes;
+  EXPECT_GT(d.entries, 0);
+}
+
+TEST(Control, TrustingALowerLevelsEntriesFails) {
+  const Differences d = over_a_cheap_levels_entries(1);
+  EXPECT_GT(d.choices, 0) << "of " << d.nodes;
+  EXPECT_GT(d.entries, 0);
+}
+
+TEST(Control, ARootThatIsNotFedAgainFails) {
+  CpuBackend plain_backend("", 1);
+  StaleRootBackend backend("", 1);
+  const Cell cell = replay_cells()[0];
+  RigOptions options;
+  Rig subject(backend, load_cell(backend, cell, 512), options);
+  Rig plain(plain_backend, load_cell(plain_backend, cell, 512), Pair::plain_options(options));
+  Differences d;
+  for (const int n : {33, 64, 100}) d += check_lengths(subject, plain, {n}, 40, 60 + n);
+  EXPECT_GT(d.choices, 0) << "of " << d.nodes;
+  EXPECT_GT(d.entries, 0);
+}
+
+}  // namespace
+}  // namespace stepladder

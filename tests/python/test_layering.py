@@ -1,0 +1,213 @@
+"""Who may include whom: the table of engine/README.md, checked on every #include and import.
+
+Also the size of files: one that outgrows a sitting has a second idea in it.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAX_LINES = 600
+MAX_BYTES = 1 << 20
+
+# Headers of C and C++ themselves, and those that only the lowest layers may use.
+STANDARD = re.compile(r"<([a-z_0-9]+|(assert|errno|limits|math|stdbool|stddef|stdint|stdio|stdlib|string)\.h)>")
+MACHINE = re.compile(r"<(unistd|fcntl|sched|pthread|errno|cpuid|\w+intrin|sys/\w+|linux/\w+)\.h>")
+JSON = re.compile(r"<nlohmann/json(_fwd)?\.hpp>")
+NANOBIND = re.compile(r"<nanobind/[\w/]+\.h>")
+CLI = re.compile(r"<(CLI/\w+\.hpp|benchmark/benchmark\.h)>")
+
+PUBLIC = ["stepladder/*.h"]
+CORE = ["core/*.h", *PUBLIC]
+IO = ["io/*.h", *CORE]
+BACKEND = ["backends/backend.h", *CORE]
+MODEL = ["model/*.h", "formats/linear.h", *IO, *BACKEND]
+SPEC = ["spec/*.h", *BACKEND]
+
+# First match wins: files, the quoted headers they may include, and the angled ones.
+LAYERS = [
+    ("engine/include/stepladder/*", PUBLIC, [STANDARD]),
+    ("engine/core/*", ["core/*.h", "stepladder/error.h"], [STANDARD, MACHINE]),
+    ("engine/io/*", IO, [STANDARD, MACHINE, JSON]),
+    ("engine/backends/backend.h", ["core/*.h"], [STANDARD]),
+    ("engine/backends/*", ["backends/*.h", "generated/*.h", *CORE], [STANDARD, MACHINE]),
+    ("engine/formats/*/cpu.cpp", ["formats/*.h", "backends/*.h", *IO], [STANDARD, MACHINE]),
+    ("engine/formats/cpu_*", ["formats/*.h", "backends/*.h", *IO], [STANDARD, MACHINE]),
+    ("engine/formats/*", ["formats/*.h", "generated/*.h", *IO, *BACKEND], [STANDARD, JSON]),
+    ("engine/model/*", MODEL, [STANDARD, JSON]),
+    ("engine/spec/model_verifier.*", ["spec/*.h", *MODEL], [STANDARD]),
+    ("engine/spec/drafters/*", ["spec/*.h", *MODEL], [STANDARD]),
+    ("engine/spec/*", SPEC, [STANDARD]),
+    ("engine/api/*", ["api/*.h", "spec/*.h", "backends/*.h", *MODEL], [STANDARD, MACHINE, JSON]),
+    ("bindings/*", ["*.h", "formats/linear.h", *PUBLIC], [STANDARD, NANOBIND]),
+    ("bench/kernels*", ["bench/*.h", "formats/*.h", "backends/*.h", *IO], [STANDARD, MACHINE, CLI]),
+    ("bench/*", ["bench/*.h", "*.h", *PUBLIC], [STANDARD, MACHINE, CLI]),
+]
+
+# Python: what each file may import beside the standard library, numpy and the package itself.
+EVERYWHERE = {"stepladder", "numpy"}
+TEXT = {"tokenizers", "sentencepiece", "jinja2"}
+IMPORTS = [
+    ("python/stepladder/text*", TEXT),
+    ("python/stepladder/*convert*", {"gguf", "safetensors", *TEXT}),
+    ("python/stepladder/*gguf*", {"gguf", "safetensors", *TEXT}),
+    ("python/stepladder/*", {"safetensors", "rich", "tqdm"}),
+    ("bench/*", {"gguf", "safetensors", "datasets"}),
+]
+# Text is Python's business and numbers are the engine's: a framework would blur the line.
+NEVER = {"torch", "transformers", "tensorflow", "jax"}
+
+
+def repository_files():
+    """Every file of the repository, as git would commit it now; all but the made ones without git."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )
+    if listed.returncode == 0 and listed.stdout:
+        paths = [ROOT / line for line in listed.stdout.splitlines()]
+    else:
+        made = {"build", "dist", "models", ".git", "__pycache__", ".venv"}
+        paths = [p for p in ROOT.rglob("*") if not made & set(p.relative_to(ROOT).parts)]
+    return sorted(p for p in paths if p.is_file())
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+FILES = repository_files()
+SOURCES = [p for p in FILES if p.suffix in {".h", ".hpp", ".c", ".cpp", ".cu", ".cuh"}
+           and name_of(p).startswith(("engine/", "bindings/", "bench/"))]
+SCRIPTS = [p for p in FILES if p.suffix == ".py" and name_of(p).startswith(("python/", "bench/"))]
+
+
+def matches(include, patterns):
+    """A pattern without a slash names a header beside the file; any other, a path under engine/."""
+    return any(
+        fnmatch(include, p) if "/" in p else "/" not in include and fnmatch(include, p)
+        for p in patterns
+    )
+
+
+def bad_includes(name, text):
+    """The include lines of the file `name` that its layer does not allow."""
+    for pattern, quoted, angled in LAYERS:
+        if fnmatch(name, pattern):
+            break
+    else:
+        return [f"{name} belongs to no layer: give it a row in LAYERS"]
+    bad = []
+    for line in re.findall(r'^[ \t]*#[ \t]*include[ \t]*([<"][^>"]+[>"])', text, re.MULTILINE):
+        if line[0] == "<":
+            public = line.startswith("<stepladder/")
+            allowed = public or any(p.fullmatch(line) for p in angled)
+        else:
+            allowed = matches(line[1:-1], quoted)
+        if not allowed:
+            bad.append(f"{name} includes {line}")
+    return bad
+
+
+def imported(text):
+    """The top-level names of absolute imports, wherever in the file they stand."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+def bad_imports(name, text):
+    """The imports of the Python file `name` that it may not have."""
+    siblings = {p.stem for p in (ROOT / name).parent.glob("*.py")}
+    allowed = next((extra for pattern, extra in IMPORTS if fnmatch(name, pattern)), set())
+    known = sys.stdlib_module_names | EVERYWHERE | allowed | (siblings if name.startswith("bench/") else set())
+    return [f"{name} imports {i}" for i in imported(text) if i in NEVER or i not in known]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_includes_follow_the_layers(path):
+    assert bad_includes(name_of(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
+def test_imports_follow_the_layers(path):
+    assert bad_imports(name_of(path), path.read_text()) == []
+
+
+def test_every_layer_has_files():
+    """A table that matches nothing checks nothing."""
+    for layer in ("core", "io", "backends", "formats", "model", "spec", "api"):
+        assert any(name_of(p).startswith(f"engine/{layer}/") for p in SOURCES), layer
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.suffix in
+                                  {".h", ".hpp", ".c", ".cpp", ".cu", ".cuh", ".py", ".cmake"}], ids=name_of)
+def test_files_fit_a_sitting(path):
+    lines = path.read_text().count("\n")
+    assert lines <= MAX_LINES, f"{name_of(path)} has {lines} lines: it has a second idea in it"
+
+
+def test_no_large_files():
+    assert [name_of(p) for p in FILES if p.stat().st_size > MAX_BYTES] == []
+
+
+@pytest.mark.parametrize("name, line", [
+    ("engine/core/arena.h", '#include "io/checkpoint.h"'),
+    ("engine/core/arena.h", '#include "stepladder/engine.h"'),
+    ("engine/core/dtype.h", "#include <nlohmann/json.hpp>"),
+    ("engine/include/stepladder/engine.h", '#include "core/tensor.h"'),
+    ("engine/include/stepladder/engine.h", "#include <nlohmann/json.hpp>"),
+    ("engine/include/stepladder/engine.h", "#include <unistd.h>"),
+    ("engine/io/json.cpp", '#include "backends/backend.h"'),
+    ("engine/backends/backend.h", '#include "backends/cpu/kernels.h"'),
+    ("engine/backends/cpu/backend.cpp", '#include "formats/linear.h"'),
+    ("engine/formats/linear.h", '#include "backends/cpu/kernels.h"'),
+    ("engine/formats/w4a16/format.cpp", '#include "backends/cpu/kernels.h"'),
+    ("engine/formats/w4a16/cpu.cpp", '#include "model/config.h"'),
+    ("engine/model/transformer.cpp", '#include "formats/w4a16/layout.h"'),
+    ("engine/model/transformer.cpp", '#include "spec/level.h"'),
+    ("engine/spec/level.cpp", '#include "model/config.h"'),
+    ("engine/spec/draft_tree.h", '#  include "formats/linear.h"'),
+    ("engine/spec/drafters/lookup.cpp", '#include "api/engine.h"'),
+    ("engine/spec/model_verifier.cpp", '#include "backends/cpu/kernels.h"'),
+    ("bindings/module.cpp", '#include "spec/level.h"'),
+    ("bindings/module.cpp", '#include "core/error.h"'),
+    ("bench/main.cpp", '#include "formats/linear.h"'),
+    ("engine/new_layer/file.h", ""),
+])
+def test_a_wrong_include_is_caught(name, line):
+    assert len(bad_includes(name, f"#pragma once\n#include <vector>\n{line}\n")) == 1
+
+
+@pytest.mark.parametrize("name, line", [
+    ("engine/spec/level.cpp", '#include "spec/planner.h"'),
+    ("engine/formats/w4a16/cpu.cpp", '#include "backends/cpu/kernels.h"'),
+    ("engine/core/file.cpp", "#include <sys/mman.h>"),
+    ("engine/model/config.cpp", "#include <nlohmann/json.hpp>"),
+    ("bench/main.cpp", '#include "stepladder/engine.h"'),
+])
+def test_a_right_include_is_not(name, line):
+    assert bad_includes(name, line) == []
+
+
+@pytest.mark.parametrize("name, line", [
+    ("python/stepladder/text.py", "import torch"),
+    ("python/stepladder/levels.py", "import tokenizers"),
+    ("python/stepladder/cli.py", "def f():\n    from gguf.gguf_reader import GGUFReader"),
+    ("python/stepladder/cli.py", "import requests.adapters as a"),
+    ("bench/demo.py", "from transformers import AutoModel"),
+])
+def test_a_wrong_import_is_caught(name, line):
+    assert len(bad_imports(name, line)) == 1
+
+
+def test_a_right_import_is_not():
+    assert bad_imports("python/stepladder/text.py", "import os.path\nfrom . import _core\nimport jinja2") == []

@@ -1,0 +1,105 @@
+// Backends that break one rule of exactness each, so that a check can be seen to fail.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/kv_layout.h"
+
+namespace stepladder {
+
+/// Attention by a plain tree mask: keys in the order of their slots, the region first and then all
+/// of the scratch, those that are not on the row's path weighing 0. Which lane a key's weight is
+/// summed in depends on where the tree put its node.
+class MaskedSlotsBackend : public CpuBackend {
+ public:
+  using CpuBackend::CpuBackend;
+  void attention(const AttentionArgs& a) override {
+    const KVLayout l = kv_layout(a.kv.spec);
+    const DType t = a.kv.spec.dtype;
+    const int dim = a.kv.spec.head_dim, share = a.heads / a.kv.spec.kv_heads;
+    for (int i = 0; i < live_rows(a.live); ++i) {
+      const uint16_t* base =
+          static_cast<const uint16_t*>(a.kv.data) + kv_base(l, a.layer, a.rows.slot[i]);
+      const int committed = a.rows.committed[i], own = a.rows.scratch[i];
+      const int depth = own < 0 ? 0 : a.rows.position[i] - committed + 1;
+      const uint16_t* path = a.rows.path + size_t(i) * a.rows.depth;
+      for (int h = 0; h < a.heads; ++h) {
+        const uint16_t* q = a.q.as<uint16_t>() + (size_t(i) * a.heads + h) * dim;
+        const int kv_head = h / share;
+        std::vector<float> score, lanes(kLanes, 0.f), out(dim, 0.f);
+        std::vector<const uint16_t*> value;
+        float most = -INFINITY;
+        for (int slot = 0; slot < committed + std::max(own + 1, 0); ++slot) {
+          const bool region = slot < committed;
+          const int node = slot - committed;
+          const bool seen = region || std::find(path, path + depth, node) != path + depth;
+          float s = 0;
+          for (int d = 0; d < dim; ++d) {
+            const uint16_t k =
+                region ? base[key_block(l, kv_head, slot) + in_key_block(slot % kKeyBlock, d)]
+                       : base[scratch_key(l, node, kv_head) + d];
+            s += from_16(t, q[d]) * from_16(t, k);
+          }
+          score.push_back(seen ? s * a.scale : -INFINITY);
+          value.push_back(base +
+                          (region ? value_at(l, kv_head, slot) : scratch_value(l, node, kv_head)));
+          most = std::max(most, score.back());
+        }
+        for (size_t s = 0; s < score.size(); ++s) {
+          const float weight = std::exp(score[s] - most);
+          lanes[s % kLanes] += weight;
+          if (weight > 0)
+            for (int d = 0; d < dim; ++d) out[d] += weight * from_16(t, value[s][d]);
+        }
+        float sum = 0;
+        for (float lane : lanes) sum += lane;
+        uint16_t* to = a.out.as<uint16_t>() + (size_t(i) * a.heads + h) * dim;
+        for (int d = 0; d < dim; ++d) to[d] = to_16(a.out.dtype, out[d] / sum);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kLanes = 16;
+};
+
+/// Linears whose K is summed in two halves when there are more than four rows.
+class SplitByRowsBackend : public CpuBackend {
+ public:
+  using CpuBackend::CpuBackend;
+  void linear(const LinearArgs& a) override {
+    const int rows = live_rows(a.live);
+    if (rows <= 4 || a.act != Act::a16) return CpuBackend::linear(a);
+    const size_t k = static_cast<size_t>(a.x.cols);
+    LinearArgs half = a;
+    for (const bool second : {false, true}) {
+      // x with the other half of k zeroed: what a split's worker sees of it.
+      std::vector<uint16_t> x(a.x.as<uint16_t>(), a.x.as<uint16_t>() + a.x.rows * k);
+      for (size_t at = 0; at < x.size(); ++at)
+        if ((at % k < k / 2) == second) x[at] = 0;
+      half.x.data = x.data();
+      half.accumulate = a.accumulate || second;
+      CpuBackend::linear(half);
+      half.weight.bias = nullptr;
+    }
+  }
+};
+
+/// Roots whose entries are left as they are: what stood in their scratch slot is used instead.
+class StaleRootBackend : public CpuBackend {
+ public:
+  using CpuBackend::CpuBackend;
+  void rope_append(const RopeAppendArgs& a) override {
+    // Their own entries go to the last scratch slot, which no tree of the check uses.
+    for (int i = 0; i < live_rows(a.live); ++i)
+      if (a.rows.scratch[i] == 0) a.rows.scratch[i] = a.kv.spec.scratch - 1;
+    CpuBackend::rope_append(a);
+    for (int i = 0; i < live_rows(a.live); ++i)
+      if (a.rows.scratch[i] == a.kv.spec.scratch - 1) a.rows.scratch[i] = 0;
+  }
+};
+
+}  // namespace stepladder

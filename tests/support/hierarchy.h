@@ -1,0 +1,82 @@
+// Levels over any backend, composed from tiny models, with the loop that streams from them: what
+// the engine does, without its thread.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "spec/level.h"
+#include "support/replay.h"
+
+namespace stepladder {
+
+/// A verifier that counts what is asked of it and passes it on.
+class CountedVerifier final : public Verifier {
+ public:
+  struct Counts {
+    int64_t rounds = 0, blocks = 0;
+  };
+  CountedVerifier(std::unique_ptr<ModelVerifier> inner, Counts& counts)
+      : inner_(std::move(inner)), counts_(counts) {}
+
+  void sync(Batch batch) override { inner_->sync(batch); }
+  int lacking(const Sequence& s) const override { return inner_->lacking(s); }
+  int catch_up() const override { return inner_->catch_up(); }
+  int room(const Sequence& s) const override { return inner_->room(s); }
+  void read(Batch batch, int rows) override {
+    for (const Sequence* s : batch)
+      if (inner_->lacking(*s) > 0) {
+        ++counts_.blocks;
+        break;
+      }
+    inner_->read(batch, rows);
+  }
+  void verify(Batch batch, const DraftTrees& trees, std::span<RoundResult> out) override {
+    ++counts_.rounds;
+    inner_->verify(batch, trees, out);
+  }
+
+ private:
+  std::unique_ptr<ModelVerifier> inner_;
+  Counts& counts_;
+};
+
+/// What one sequence was given.
+struct Said {
+  std::vector<Token> tokens;
+  std::vector<float> logits;
+  bool operator==(const Said&) const = default;
+};
+
+class Hierarchy {
+ public:
+  /// `levels` as parse_draft() reads them, "" = plain decoding; casts may be shared.
+  Hierarchy(Backend&, const TinySpec& target, const std::string& levels, int sequences,
+            int context);
+
+  /// Streams `count` tokens for every prompt, all side by side; prompt i goes to slot i.
+  std::vector<Said> stream(const std::vector<std::vector<Token>>& prompts, int count,
+                           const Sampling& = {});
+  const CountedVerifier::Counts& counts() const { return counts_; }
+  Level& top() { return *top_; }
+  /// Entry counts of the target's cache, slot by slot.
+  KVCache& cache() { return *cache_; }
+
+ private:
+  static constexpr int kCapacity = 32;  // nodes of the largest tree
+  std::unique_ptr<Drafter> below(std::span<const LevelSpec>, const std::shared_ptr<KVCache>& above);
+  std::unique_ptr<Verifier> verifier(std::shared_ptr<const Model>, std::shared_ptr<KVCache>, Act);
+
+  Backend& backend_;
+  TinySpec spec_;
+  int sequences_, context_, depth_ = 0;
+  std::shared_ptr<const Model> model_;
+  std::shared_ptr<KVCache> cache_;
+  std::shared_ptr<RuleTable> rules_;
+  CountedVerifier::Counts counts_;
+  std::unique_ptr<Level> top_;
+};
+
+}  // namespace stepladder

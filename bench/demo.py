@@ -5,11 +5,12 @@ levels changed nothing.
 """
 
 import argparse
-import struct
+import sys
 from pathlib import Path
 
 import smollm2
 import stepladder
+from stepladder.verify import Hash
 
 QUESTION = (
     "Explain in a few sentences why the sky is blue, then repeat your explanation as a list of "
@@ -17,26 +18,14 @@ QUESTION = (
 )
 
 
-def fnv1a64(data: bytes) -> int:
-    """64-bit FNV-1a."""
-    value = 0xCBF29CE484222325
-    for byte in data:
-        value = (value ^ byte) * 0x100000001B3 & (1 << 64) - 1
-    return value
-
-
-def fingerprint(result) -> str:
-    """16 hex digits over each token and the 32 bits of its logit."""
-    pairs = zip(result.tokens, result.logits, strict=True)
-    return f"{fnv1a64(b''.join(struct.pack('<if', token, logit) for token, logit in pairs)):016x}"
-
-
-def line(name: str, result) -> str:
-    stats = result.stats
-    return (
-        f"{name:<22}{len(result.tokens):4} tokens  {stats.tokens_per_second:7.1f} tokens/s  "
-        f"hash={fingerprint(result)}"
-    )
+def report(name: str, pieces: list, stats) -> str:
+    """Prints one line and returns its hash: 16 hex digits over each token and its logit's 32 bits."""
+    digest = Hash()
+    for piece in pieces:
+        digest.add(piece.tokens, piece.logits)
+    speed = f"{stats.tokens:4} tokens  {stats.tokens_per_second:7.1f} tokens/s"
+    print(f"{name:<20}{speed}  hash={digest}")
+    return str(digest)
 
 
 def main() -> None:
@@ -50,17 +39,26 @@ def main() -> None:
     model = stepladder.load(smollm2.model(args.model), draft=args.draft)
     messages = [{"role": "user", "content": args.question}]
     print(f"\n> {args.question}\n", flush=True)
-    stream = model.stream(messages, max_tokens=args.max_tokens)
+    options = {"max_tokens": args.max_tokens}
+    stream, pieces = model.stream(messages, **options), []
     for piece in stream:
         print(piece, end="", flush=True)
-    hierarchy = stream.result()
-    print(f"\n\n{hierarchy.stats}\n")
+        pieces.append(piece)
+    print("\n")
+    for level in stream.stats.levels:
+        print(
+            f"{level.name}: {level.rounds} rounds of {level.acceptance_length:.2f} tokens, "
+            f"drafting {level.draft_ms:.0f} ms, verifying {level.verify_ms:.0f} ms"
+        )
+    print(f"first token after {stream.stats.first_token_ms:.0f} ms\n")
 
-    plain = model.generate(messages, max_tokens=args.max_tokens, draft=False)
-    print(line("plain decoding", plain))
-    print(line(args.draft, hierarchy))
-    if fingerprint(plain) != fingerprint(hierarchy):
-        raise SystemExit("the two differ: please report this with the output of `stepladder inspect`")
+    plain = model.stream(messages, draft=False, **options)
+    hashes = {
+        report("plain decoding", list(plain), plain.stats),
+        report(args.draft, pieces, stream.stats),
+    }
+    if len(hashes) > 1:
+        sys.exit("the two differ: please report it, with the output of `stepladder inspect`")
 
 
 if __name__ == "__main__":

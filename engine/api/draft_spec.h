@@ -11,6 +11,8 @@ constexpr int kMaxLevels = 16;
 
 /// Throws Error(invalid_argument) naming the level and the option that cannot be.
 void check_draft(const std::vector<LevelSpec>&);
+/// Throws Error(invalid_argument) unless lm_head can be cast to `name`; "" = as stored.
+void check_head(const std::string& name);
 /// The spec with every default filled in: tokens, and the formats' own names ("int8" is w8a16).
 LevelSpec with_defaults(LevelSpec);
 /// "cast:mxfp4" and the like: how messages and stats name a level.

@@ -1,10 +1,10 @@
 #include "api/loop.h"
 
 #include <algorithm>
-#include <cfenv>
 #include <new>
 
 #include "core/error.h"
+#include "core/float_mode.h"
 
 namespace stepladder {
 namespace {
@@ -85,7 +85,7 @@ void Loop::run_idle(const std::function<void(Level&, TargetSide&)>& body) {
 
 void Loop::run() {
   // A thread inherits the floating-point mode of whoever started it, and bits depend on it.
-  std::fesetenv(FE_DFL_ENV);
+  const FloatMode mode;
   while (take_requests()) {
     drop_cancelled();
     run_jobs();

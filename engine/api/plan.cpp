@@ -105,6 +105,7 @@ std::string format_label(const FormatDesc& desc) {
 
 LoadPlan make_plan(const std::string& directory, const Options& options) {
   check_draft(options.draft);
+  check_head(options.head);
   check(options.max_sequences >= 1 && options.max_sequences <= kMaxSequences, Code::invalid_argument,
         "max_sequences: ", options.max_sequences, " is out of range; it must be from 1 to ", kMaxSequences);
   check(options.threads >= 0 && options.threads <= 1024, Code::invalid_argument, "threads: ", options.threads,

@@ -29,9 +29,8 @@ SL_INLINE float fixed_exp(float x) {
   const float r = (at - n * 0.693145752f) - n * 1.42860677e-6f;
   const float p =
       1.f +
-      r * (1.f +
-           r * (0.5f + r * (0.16666667f +
-                            r * (0.041666668f + r * (0.0083333338f + r * 0.0013888889f)))));
+      r * (1.f + r * (0.5f + r * (0.16666667f +
+                                  r * (0.041666668f + r * (0.0083333338f + r * 0.0013888889f)))));
   const int32_t power = __builtin_bit_cast(int32_t, shifted) - 0x4b400000;
   const float y = __builtin_bit_cast(float, __builtin_bit_cast(int32_t, p) + power * (1 << 23));
   return x >= -80.f ? y : 0.f;

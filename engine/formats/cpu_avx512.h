@@ -17,6 +17,13 @@
 namespace stepladder::SL_ISA {
 namespace {
 
+#ifndef EXP_S1
+#define EXP_S1 4
+#endif
+#ifndef EXP_AHEAD
+#define EXP_AHEAD 2048
+#endif
+constexpr int kAheadBytes = EXP_AHEAD;
 constexpr int kTokens = 8;  // most tokens of a block: 16 accumulators, the weights' decoding shared
 
 SL_INLINE int load32(const void* p) {
@@ -120,9 +127,33 @@ struct PairCodec {
   }
 };
 
+/// Where a block prefetches from, and how many bytes further with each of its steps.
+struct Ahead {
+  const std::byte* at;
+  int pace;
+
+  /// Fetches the step's bytes in each of the tiles that S strips belong to.
+  template <int S>
+  [[gnu::always_inline]] void step(size_t tile_bytes) {
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s)
+      _mm_prefetch(reinterpret_cast<const char*>(at + (s / 2) * tile_bytes + (s % 2) * 64), _MM_HINT_T0);
+    at += pace;
+  }
+};
+
+/// With one block a tile, memory is the limit: look a little ahead in the stream. With more, the
+/// second and later blocks find the tile in a near cache and memory would idle, so each of the
+/// `blocks` fetches its part of the next tile, if there is one.
+SL_INLINE Ahead look_ahead(const std::byte* tile, size_t tile_bytes, int block, int blocks, bool last) {
+  if (blocks == 1) return {tile + kAheadBytes, 128};
+  if (last) return {tile, 0};
+  return {tile + tile_bytes + tile_bytes / blocks * block, 128 / blocks};
+}
+
 /// T tokens from `token` on times the S strips from tile `tile` on.
 template <class C, class X, int T, int S>
-void block(const LinearArgs& a, const C& codec, int token, int tile) {
+void block_a16(const LinearArgs& a, const C& codec, int token, int tile, Ahead ahead) {
   const int k = a.weight.k;
   const size_t tile_bytes = codec.tile_bytes;
   const std::byte* const base = codec.tiles + size_t(tile) * tile_bytes;
@@ -143,11 +174,11 @@ void block(const LinearArgs& a, const C& codec, int token, int tile) {
       const std::byte* scales = nullptr;
       if constexpr (C::kGrouped) scales = codec.open_group(p, g);
       for (int i = i0; i < i0 + piece; i += C::kStep, p += C::kStepBytes) {
+        ahead.step<S>(tile_bytes);
         typename C::Raw raw[S];
 #pragma GCC unroll 4
         for (int s = 0; s < S; ++s) {
           const std::byte* at = p + (s / 2) * tile_bytes + (s % 2) * 64;
-          _mm_prefetch(reinterpret_cast<const char*>(at + C::kAhead), _MM_HINT_T0);
           codec.load(raw[s], at);
         }
 #pragma GCC unroll 4
@@ -186,34 +217,50 @@ void block(const LinearArgs& a, const C& codec, int token, int tile) {
   }
 }
 
-/// This lane's tiles, each with all tokens. A single token has too few accumulators to hide the
-/// latency of the dot product, so it takes two tiles at a time.
-template <class C, class X>
-void product(const LinearArgs& a, const C& codec, Lane lane) {
+/// This lane's tiles, each with all tokens; Block::run<T, S> is the body.
+template <class Block, class C>
+void each_tile(const LinearArgs& a, const C& codec, Lane lane) {
   const int rows = live_rows(a.live);
   const Share mine = share(tiles::count(a.weight.n), lane);
-  if (rows == 1) {
-    int tile = mine.begin;
-    for (; tile + 1 < mine.end; tile += 2) block<C, X, 1, 4>(a, codec, 0, tile);
-    if (tile < mine.end) block<C, X, 1, 2>(a, codec, 0, tile);
-    return;
-  }
+  int blocks = 0;
+  for (int token = 0; token < rows; token += next_block(rows - token)) ++blocks;
   for (int tile = mine.begin; tile < mine.end; ++tile) {
-    for (int token = 0; token < rows;) {
+    const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
+#if EXP_S1 == 4
+    if (rows == 1 && tile + 1 < mine.end) {
+      Block::template run<1, 4>(a, codec, 0, tile, look_ahead(base, codec.tile_bytes, 0, 1, false));
+      ++tile;
+      continue;
+    }
+#endif
+    for (int token = 0, i = 0; token < rows; ++i) {
       const int t = next_block(rows - token);
+      const Ahead ahead = look_ahead(base, codec.tile_bytes, i, blocks, tile + 1 == mine.end);
       switch (t) {
-        case 1: block<C, X, 1, 2>(a, codec, token, tile); break;
-        case 2: block<C, X, 2, 2>(a, codec, token, tile); break;
-        case 3: block<C, X, 3, 2>(a, codec, token, tile); break;
-        case 4: block<C, X, 4, 2>(a, codec, token, tile); break;
-        case 5: block<C, X, 5, 2>(a, codec, token, tile); break;
-        case 6: block<C, X, 6, 2>(a, codec, token, tile); break;
-        case 7: block<C, X, 7, 2>(a, codec, token, tile); break;
-        default: block<C, X, 8, 2>(a, codec, token, tile); break;
+        case 1: Block::template run<1, 2>(a, codec, token, tile, ahead); break;
+        case 2: Block::template run<2, 2>(a, codec, token, tile, ahead); break;
+        case 3: Block::template run<3, 2>(a, codec, token, tile, ahead); break;
+        case 4: Block::template run<4, 2>(a, codec, token, tile, ahead); break;
+        case 5: Block::template run<5, 2>(a, codec, token, tile, ahead); break;
+        case 6: Block::template run<6, 2>(a, codec, token, tile, ahead); break;
+        case 7: Block::template run<7, 2>(a, codec, token, tile, ahead); break;
+        default: Block::template run<8, 2>(a, codec, token, tile, ahead); break;
       }
       token += t;
     }
   }
+}
+
+template <class C, class X>
+struct A16 {
+  template <int T, int S>
+  static void run(const LinearArgs& a, const C& codec, int token, int tile, Ahead ahead) {
+    block_a16<C, X, T, S>(a, codec, token, tile, ahead);
+  }
+};
+template <class C, class X>
+void product(const LinearArgs& a, const C& codec, Lane lane) {
+  each_tile<A16<C, X>>(a, codec, lane);
 }
 
 }  // namespace

@@ -43,7 +43,7 @@ struct NibbleTokens {
 
 /// T tokens from `token` on times the S strips from tile `tile` on.
 template <class C, class X, int T, int S>
-void block_a8(const LinearArgs& a, const C& codec, int token, int tile) {
+void block_a8(const LinearArgs& a, const C& codec, int token, int tile, Ahead ahead) {
   const int k = a.weight.k;
   int groups = 1;
   if constexpr (C::kGrouped) groups = k / codec.group;
@@ -58,7 +58,7 @@ void block_a8(const LinearArgs& a, const C& codec, int token, int tile) {
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t)
 #pragma GCC unroll 4
-    for (int s = 0; s < S; ++s) acc[t][s] = _mm512_setzero_si512(), total[t][s] = _mm512_setzero_ps();
+    for (int s = 0; s < S; ++s) total[t][s] = _mm512_setzero_ps();
 
   for (int k0 = 0, g = 0; k0 < k; k0 += X::kChunk) {
     const int count = k - k0 < X::kChunk ? k - k0 : X::kChunk;
@@ -68,13 +68,18 @@ void block_a8(const LinearArgs& a, const C& codec, int token, int tile) {
     for (int i0 = 0; i0 < count; i0 += piece, ++g) {
       const std::byte* scales = base;
       if constexpr (C::kGrouped) scales = codec.open_group(p, g);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        const __m512i offset = _mm512_set1_epi32(x_sum[t * groups + g] * -C::kOffset);
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s) acc[t][s] = offset;
+      }
       for (int i = i0; i < i0 + piece; i += C::kStep, p += C::kStepBytes) {
+        ahead.step<S>(tile_bytes);
         __m512i raw[S];
 #pragma GCC unroll 4
         for (int s = 0; s < S; ++s) {
-          const std::byte* at = p + (s / 2) * tile_bytes + (s % 2) * 64;
-          _mm_prefetch(reinterpret_cast<const char*>(at + C::kAhead), _MM_HINT_T0);
-          raw[s] = load512(at);
+          raw[s] = load512(p + (s / 2) * tile_bytes + (s % 2) * 64);
         }
 #pragma GCC unroll 2
         for (int j = 0; j < C::kStep / 4; ++j) {
@@ -94,14 +99,12 @@ void block_a8(const LinearArgs& a, const C& codec, int token, int tile) {
         const __m512 scale = codec.scale(scales + (s / 2) * tile_bytes, s % 2);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
-          const __m512i offset = _mm512_set1_epi32(x_sum[t * groups + g] * C::kOffset);
-          const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc[t][s], offset));
-          const __m512 scaled = _mm512_mul_ps(sum, _mm512_set1_ps(x_scale[t * groups + g]));
+          const __m512 x_scaled = _mm512_set1_ps(x_scale[t * groups + g]);
+          const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[t][s]), x_scaled);
           if constexpr (C::kGrouped)
             total[t][s] = _mm512_fmadd_ps(scaled, scale, total[t][s]);
           else
             total[t][s] = _mm512_mul_ps(scaled, scale);
-          acc[t][s] = _mm512_setzero_si512();
         }
       }
     }
@@ -109,33 +112,16 @@ void block_a8(const LinearArgs& a, const C& codec, int token, int tile) {
   store<T, S>(a, token, tile * tiles::kRows, total);
 }
 
-/// This lane's tiles, each with all tokens.
+template <class C, class X>
+struct A8 {
+  template <int T, int S>
+  static void run(const LinearArgs& a, const C& codec, int token, int tile, Ahead ahead) {
+    block_a8<C, X, T, S>(a, codec, token, tile, ahead);
+  }
+};
 template <class C, class X>
 void product_a8(const LinearArgs& a, const C& codec, Lane lane) {
-  const int rows = live_rows(a.live);
-  const Share mine = share(tiles::count(a.weight.n), lane);
-  if (rows == 1) {
-    int tile = mine.begin;
-    for (; tile + 1 < mine.end; tile += 2) block_a8<C, X, 1, 4>(a, codec, 0, tile);
-    if (tile < mine.end) block_a8<C, X, 1, 2>(a, codec, 0, tile);
-    return;
-  }
-  for (int tile = mine.begin; tile < mine.end; ++tile) {
-    for (int token = 0; token < rows;) {
-      const int t = next_block(rows - token);
-      switch (t) {
-        case 1: block_a8<C, X, 1, 2>(a, codec, token, tile); break;
-        case 2: block_a8<C, X, 2, 2>(a, codec, token, tile); break;
-        case 3: block_a8<C, X, 3, 2>(a, codec, token, tile); break;
-        case 4: block_a8<C, X, 4, 2>(a, codec, token, tile); break;
-        case 5: block_a8<C, X, 5, 2>(a, codec, token, tile); break;
-        case 6: block_a8<C, X, 6, 2>(a, codec, token, tile); break;
-        case 7: block_a8<C, X, 7, 2>(a, codec, token, tile); break;
-        default: block_a8<C, X, 8, 2>(a, codec, token, tile); break;
-      }
-      token += t;
-    }
-  }
+  each_tile<A8<C, X>>(a, codec, lane);
 }
 
 }  // namespace

@@ -42,8 +42,8 @@ class Compiler {
   static constexpr int kDeepest = 32;
 
   [[noreturn]] void refuse(size_t at, std::string_view what) const {
-    fail(Code::unsupported, where_, ": pattern \"", pattern_, "\": ", what, " at character ", at,
-         " is not known; use literals, . [] () | * + ? ^ $");
+    fail(Code::unsupported, where_, ": ", what, " at character ", at,
+         " of the pattern is not known; use literals, . [] () | * + ? ^ $");
   }
 
   /// The end of the atom that begins at `at`.
@@ -75,7 +75,7 @@ class Compiler {
       }
       refuse(at, "an open (");
     }
-    if (c == '*' || c == '+' || c == '?' || c == '{' || c == ')') refuse(at, std::string_view(&c, 1));
+    if (c == '*' || c == '+' || c == '?' || c == '{' || c == ')') refuse(at, "a repeat or bracket");
     return at + 1;
   }
 

@@ -8,7 +8,7 @@ namespace stepladder {
 
 /// Whether `pattern` matches `text` from its start (not necessarily to its end). Knows literals,
 /// . [] () | * + ? ^ $ and the classes \d \w \s; throws Error(unsupported) naming anything else.
-/// `where` names the source in messages.
+/// `where` names the source and the pattern in messages.
 bool matches_pattern(std::string_view pattern, std::string_view text, std::string_view where);
 
 }  // namespace stepladder

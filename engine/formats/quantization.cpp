@@ -15,6 +15,11 @@ using Json = nlohmann::json;
 constexpr const char* kRequantize =
     "; quantize the 16-bit checkpoint instead: stepladder quantize IN OUT --format w4a16 (or w8a16, w8a8, mxfp4)";
 
+/// A string of a file as it may stand in a message: quoted, escaped and not endless.
+std::string quoted(const std::string& text) {
+  return Json(text.substr(0, 200)).dump(-1, ' ', true, Json::error_handler_t::replace);
+}
+
 /// A value of an object that may be absent or null.
 const Json* get(const Json& object, const char* key) {
   if (!object.is_object()) return nullptr;
@@ -51,8 +56,8 @@ struct Fields {
 };
 
 bool matches(const std::string& target, const std::string& prefix, const std::string& where) {
-  if (target.rfind("re:", 0) == 0) return matches_pattern(std::string_view(target).substr(3), prefix, where);
-  return target == prefix;
+  if (!target.starts_with("re:")) return target == prefix;
+  return matches_pattern(std::string_view(target).substr(3), prefix, where + ": " + quoted(target));
 }
 
 /// Whether a list of names and patterns names the layer; `by_class` lets "Linear" name it too.
@@ -83,8 +88,8 @@ Storage read_gptq(const Checkpoint& c, const Fields& q, const std::string& prefi
   check(q.flag("sym", true), Code::unsupported, q.where, ": sym is false; asymmetric GPTQ is not supported", kRequantize);
   s.reordered = q.flag("desc_act", false);
   const std::string format = q.text("checkpoint_format", "gptq");
-  check(format == "gptq" || format == "gptq_v2", Code::unsupported, q.where, ".checkpoint_format \"", format,
-        "\" is not supported; gptq and gptq_v2 are");
+  check(format == "gptq" || format == "gptq_v2", Code::unsupported, q.where, ".checkpoint_format ", quoted(format),
+        " is not supported; gptq and gptq_v2 are");
   s.gptq_v2 = format == "gptq_v2";
   return s;
 }
@@ -108,7 +113,8 @@ Storage read_group(const Fields& group, const std::string& format) {
   } else if (strategy == "tensor") {
     s.per_tensor = true;
   } else {
-    check(strategy == "channel", Code::unsupported, w.where, ".strategy \"", strategy, "\" is not supported", kRequantize);
+    check(strategy == "channel", Code::unsupported, w.where, ".strategy ", quoted(strategy), " is not supported",
+          kRequantize);
   }
   // actorder: true in early files, later "group"; "weight" and "static" leave the order alone.
   if (const Json* order = get(w.object, "actorder"))
@@ -119,8 +125,8 @@ Storage read_group(const Fields& group, const std::string& format) {
     const std::string a_type = a.text("type", "int"), a_strategy = a.text("strategy", "tensor");
     check(a.integer("num_bits", 8) == 8 && a_type == "int" && a_strategy == "token" &&
               a.flag("symmetric", true) && a.flag("dynamic", false),
-          Code::unsupported, a.where, ": only int8, symmetric, dynamic, per token is supported, not ", a_type,
-          a.integer("num_bits", 8), " per ", a_strategy, a.flag("dynamic", false) ? "" : ", static",
+          Code::unsupported, a.where, ": only int8, symmetric, dynamic, per token is supported, not ", quoted(a_type),
+          a.integer("num_bits", 8), " per ", quoted(a_strategy), a.flag("dynamic", false) ? "" : ", static",
           a.flag("symmetric", true) ? "" : ", asymmetric", kRequantize);
     s.act = Act::a8;
   }
@@ -132,7 +138,8 @@ Storage read_group(const Fields& group, const std::string& format) {
 Storage read_compressed(const Fields& q, const std::string& prefix) {
   if (const Json* sparsity = get(q.object, "sparsity_config")) {
     const std::string format = Fields{*sparsity, q.where + ".sparsity_config"}.text("format", "dense");
-    check(format == "dense", Code::unsupported, q.where, ".sparsity_config.format \"", format, "\" is not supported");
+    check(format == "dense", Code::unsupported, q.where, ".sparsity_config.format ", quoted(format),
+          " is not supported");
   }
   check(!get(q.object, "kv_cache_scheme"), Code::unsupported, q.where,
         ".kv_cache_scheme: a quantized cache is not supported; set it to null to keep the cache in 16 bits");
@@ -143,7 +150,7 @@ Storage read_compressed(const Fields& q, const std::string& prefix) {
   const std::string format = q.text("format", "");
   for (const bool by_class : {false, true})  // a layer's own name goes before its class
     for (const auto& [name, group] : groups->items()) {
-      const Fields fields{group, q.where + ".config_groups." + name};
+      const Fields fields{group, q.where + ".config_groups." + quoted(name)};
       check(group.is_object(), Code::model_format, fields.where, " is not an object");
       if (lists(get(group, "targets"), prefix, fields.where + ".targets", by_class)) return read_group(fields, format);
     }
@@ -154,7 +161,7 @@ Storage read_compressed(const Fields& q, const std::string& prefix) {
 
 std::string Storage::describe() const {
   if (method == Method::none) return "plain numbers";
-  std::string out = method == Method::gptq ? "GPTQ " : "compressed-tensors " + packing + " ";
+  std::string out = method == Method::gptq ? "GPTQ " : "compressed-tensors " + quoted(packing) + " ";
   out += (integer ? "int" : "float") + std::to_string(bits);
   out += per_tensor ? " with one scale" : group ? " in groups of " + std::to_string(group) : " per channel";
   return out + (act == Act::a8 ? ", int8 activations" : "");
@@ -171,13 +178,13 @@ Storage storage_of(const Checkpoint& c, const std::string& prefix) {
   std::string found;
   if (c.find(prefix + ".qzeros") && c.find(prefix + ".g_idx")) found = " (the tensors look like GPTQ)";
   if (c.find(prefix + ".weight_packed")) found = " (the tensors look like compressed-tensors)";
-  fail(Code::unsupported, fields.where, ": quant_method \"", method, "\" is not supported", found,
+  fail(Code::unsupported, fields.where, ": quant_method ", quoted(method), " is not supported", found,
        "; gptq and compressed-tensors are", kRequantize);
 }
 
-std::string tensor_place(const Checkpoint& c, const std::string& name) {
-  const TensorInfo* info = c.find(name);
-  return (info && !info->file.empty() ? info->file : c.where()) + ": tensor " + name;
+std::ostream& operator<<(std::ostream& out, const TensorPlace& place) {
+  const TensorInfo* info = place.checkpoint.find(place.name);
+  return out << (info && !info->file.empty() ? info->file : place.checkpoint.where()) << ": tensor " << place.name;
 }
 
 void check_absent(const Checkpoint& c, const std::string& prefix, std::span<const char* const> suffixes,

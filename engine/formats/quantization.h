@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iosfwd>
 #include <span>
 #include <string>
 #include <vector>
@@ -31,8 +32,14 @@ struct Storage {
 /// Error(model_format) when the entries contradict each other.
 Storage storage_of(const Checkpoint&, const std::string& prefix);
 
-/// "FILE: tensor NAME" for messages.
-std::string tensor_place(const Checkpoint&, const std::string& name);
+/// "FILE: tensor NAME" for messages; looked up only when it is printed, so that checks of every
+/// element cost nothing.
+struct TensorPlace {
+  const Checkpoint& checkpoint;
+  const std::string& name;
+};
+inline TensorPlace tensor_place(const Checkpoint& c, const std::string& name) { return {c, name}; }
+std::ostream& operator<<(std::ostream&, const TensorPlace&);
 /// Throws Error(model_format) when the checkpoint holds any of prefix.suffix: the tensors say that
 /// the layer is stored in another way than config.json does.
 void check_absent(const Checkpoint&, const std::string& prefix, std::span<const char* const> suffixes,

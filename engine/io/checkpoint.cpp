@@ -20,8 +20,8 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-// A tree of JSON takes up to thirty times its text; published config files have a few kilobytes.
-constexpr size_t kMaxConfig = size_t{2} << 20;
+// A tree of JSON takes up to forty times its text; published config files have a few kilobytes.
+constexpr size_t kMaxConfig = size_t{1} << 20;
 constexpr uint64_t kMaxIndex = uint64_t{64} << 20;
 constexpr size_t kMaxTensors = size_t{1} << 20, kMaxShards = 4096;
 

@@ -216,10 +216,13 @@ void add_tokens(const Settings& settings, const char* key, int vocab, std::vecto
   const auto add = [&](const json& id) {
     check(id.is_number_integer(), Code::model_format, settings.where(), ": ", key,
           " must be a token id or a list of them, not ", shown(id));
-    check(id.is_number_unsigned() && id.get<uint64_t>() < static_cast<uint64_t>(vocab),
-          Code::model_format, settings.where(), ": ", key, " ", shown(id),
+    // Parsed numbers are unsigned, those that a program put there may be signed.
+    const bool valid = id.is_number_unsigned()
+                           ? id.get<uint64_t>() < static_cast<uint64_t>(vocab)
+                           : id.get<int64_t>() >= 0 && id.get<int64_t>() < vocab;
+    check(valid, Code::model_format, settings.where(), ": ", key, " ", shown(id),
           " is not a token of a vocabulary of ", vocab);
-    const auto token = static_cast<int32_t>(id.get<uint64_t>());
+    const auto token = static_cast<int32_t>(id.get<int64_t>());
     if (std::find(out.begin(), out.end(), token) == out.end()) out.push_back(token);
   };
   if (!value->is_array()) return add(*value);

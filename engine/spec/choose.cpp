@@ -49,7 +49,8 @@ std::vector<float> shape_logits(const ChoiceInput& in) {
 std::vector<Token> keep_tokens(const RuleParams& rule, std::span<const float> scaled) {
   std::vector<Token> order(scaled.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](Token a, Token b) { return scaled[a] > scaled[b]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](Token a, Token b) { return scaled[a] > scaled[b]; });
   const float top = scaled[order[0]];
   if (top == kNone) return {};
 

@@ -2,7 +2,8 @@
 // sequence's rule, its counts and the position. Every backend's choose() gives these bits.
 //
 //   1. logit + bias
-//   2. repetition: tokens of the prompt or the output, l > 0 ? l * (1 / repetition) : l * repetition
+//   2. repetition: tokens of the prompt or the output, l > 0 ? l * (1 / repetition) : l *
+//   repetition
 //   3. l - frequency * times in the output - (in the output ? presence : 0)
 //   4. greedy (temperature below kLeastTemperature): the largest l, the lowest id among equals
 //   5. else z = l * (1 / temperature), and three filters, each a prefix of the tokens in the order
@@ -27,12 +28,12 @@ namespace stepladder {
 
 /// What one choice depends on.
 struct ChoiceInput {
-  std::span<const float> logits;      // [vocab] raw
+  std::span<const float> logits;  // [vocab] raw
   RuleParams rule;
-  const uint32_t* counts = nullptr;   // [vocab] as RuleView::counts; read when rule.penalties
-  const float* bias = nullptr;        // [vocab]; read when rule.bias
-  std::span<const Token> extra;       // output tokens the counts do not know: tentative and path
-  int32_t position = 0;               // of the token to choose: one beyond its node's
+  const uint32_t* counts = nullptr;  // [vocab] as RuleView::counts; read when rule.penalties
+  const float* bias = nullptr;       // [vocab]; read when rule.bias
+  std::span<const Token> extra;      // output tokens the counts do not know: tentative and path
+  int32_t position = 0;              // of the token to choose: one beyond its node's
 };
 
 struct Chosen {

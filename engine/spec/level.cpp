@@ -15,7 +15,8 @@ namespace {
 constexpr size_t kPositions = 32;  // positions the statistics tell apart
 
 double milliseconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+      .count();
 }
 
 void clear(LevelStats& stats) {
@@ -30,7 +31,9 @@ void clear(LevelStats& stats) {
 /// A level's own copy of a sequence: the tokens above it, then what this level chose since.
 struct Level::Own {
   Sequence sequence;
-  bool full = false;  // the sequence above does not fit this verifier's context
+  // No room for a root: the sequence above, or what this level made of it, fills the context. In
+  // the first case no tokens are held.
+  bool full = false;
 };
 
 Level::Level(std::unique_ptr<Verifier> verifier, std::unique_ptr<Drafter> inner,
@@ -74,15 +77,18 @@ void Level::sync(Batch batch) {
     Own& own = own_[above->slot];
     std::vector<Token>& mine = own.sequence.tokens;
     own.sequence.committed = above->committed;
-    own.full = verifier_->room(*above) < 1;
-    if (own.full) {
+    if (verifier_->room(*above) < 1) {
       mine.clear();
+      own.full = true;
       continue;
     }
-    const auto [a, b] = std::mismatch(mine.begin(), mine.end(), above->tokens.begin(), above->tokens.end());
-    if (b == above->tokens.end()) continue;  // agrees, and may go further
-    mine.erase(a, mine.end());
-    mine.insert(mine.end(), b, above->tokens.end());
+    const auto [a, b] =
+        std::mismatch(mine.begin(), mine.end(), above->tokens.begin(), above->tokens.end());
+    if (b != above->tokens.end()) {  // else it agrees, and may go further
+      mine.erase(a, mine.end());
+      mine.insert(mine.end(), b, above->tokens.end());
+    }
+    own.full = verifier_->room(own.sequence) < 1;
   }
   const Batch own = own_batch(batch);
   if (own.empty()) return;
@@ -123,8 +129,8 @@ bool Level::wants_round(const Own& own, size_t above, const Budget& budget) cons
   const Sequence& s = own.sequence;
   const auto have = static_cast<int>(s.tokens.size() - above);
   const auto guessed = static_cast<int>(s.tokens.size() - s.committed);
-  return have < std::min(budget.at_least, budget.at_most) && verifier_->room(s) >= 1 &&
-         guessed < options_.tree_capacity && verifier_->lacking(s) <= verifier_->catch_up();
+  return have < std::min(budget.at_least, budget.at_most) && guessed < options_.tree_capacity &&
+         verifier_->lacking(s) <= verifier_->catch_up();
 }
 
 void Level::draft(Batch batch, std::span<const Budget> budgets, DraftTrees& out) {
@@ -145,15 +151,18 @@ void Level::draft(Batch batch, std::span<const Budget> budgets, DraftTrees& out)
     const size_t n = active_.size();
     advance(active_, std::span(limits_).first(n), std::span(drafts_).first(n),
             std::span(results_).first(n));
-    for (size_t i = 0; i < n; ++i)
-      active_[i]->tokens.insert(active_[i]->tokens.end(), results_[i].token,
-                                results_[i].token + results_[i].emitted);
+    for (size_t i = 0; i < n; ++i) {
+      Own& own = own_[active_[i]->slot];
+      own.sequence.tokens.insert(own.sequence.tokens.end(), results_[i].token,
+                                 results_[i].token + results_[i].emitted);
+      own.full = verifier_->room(own.sequence) < 1;
+    }
   }
   for (size_t i = 0; i < batch.size(); ++i) {
     const std::vector<Token>& above = batch[i]->tokens;
     const Own& own = own_[batch[i]->slot];
     out.reset(static_cast<int>(i), above.back());
-    if (own.full || own.sequence.tokens.size() <= above.size()) continue;
+    if (own.sequence.tokens.size() <= above.size()) continue;
     const size_t have = own.sequence.tokens.size() - above.size();
     const size_t give = std::min(have, static_cast<size_t>(std::max(budgets[i].at_most, 0)));
     for (size_t d = 0; d < give; ++d)

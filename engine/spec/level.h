@@ -63,7 +63,7 @@ class Level final : public Drafter {
   std::unique_ptr<Verifier> verifier_;
   std::unique_ptr<Drafter> inner_;
   LevelOptions options_;
-  std::vector<Own> own_;  // [slot]
+  std::vector<Own> own_;           // [slot]
   std::vector<LevelStats> stats_;  // [slot]
   DraftTrees trees_;
   // Room for one call's lists, [sequences] each.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
@@ -108,7 +109,9 @@ class _Plan:
         self.heads = self._count("attention.head_count")
         self.kv_heads = self._count("attention.head_count_kv", self.heads)
         if self.heads % self.kv_heads:
-            raise self._bad(f"{self.heads} query heads are not a multiple of {self.kv_heads} key heads")
+            raise self._bad(
+                f"{self.heads} query heads are not a multiple of {self.kv_heads} key heads"
+            )
         self.head_dim = self._count("attention.key_length", max(1, self.width // self.heads))
         if self._count("attention.value_length", self.head_dim) != self.head_dim:
             raise UnsupportedError(f"{self.file.path}: keys and values of different widths")
@@ -119,10 +122,14 @@ class _Plan:
         self.theta = self._real("rope.freq_base", 10000.0)
         embedding = self.file.tensors.get("token_embd.weight")
         if embedding is None or len(embedding.shape) != 2 or embedding.shape[1] != self.width:
-            raise self._bad(f"tensor token_embd.weight [vocabulary, {self.width}] is missing or misshapen")
+            raise self._bad(
+                f"tensor token_embd.weight [vocabulary, {self.width}] is missing or misshapen"
+            )
         self.vocab = embedding.shape[0]
         if self.vocab < len(self.vocabulary.tokens):
-            raise self._bad(f"{len(self.vocabulary.tokens)} tokens, but token_embd.weight has {self.vocab} rows")
+            raise self._bad(
+                f"{len(self.vocabulary.tokens)} tokens, but token_embd.weight has {self.vocab} rows"
+            )
 
     def _shape(self, stem: str, kind: str) -> tuple[int, ...]:
         q, kv, w = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.width
@@ -140,14 +147,29 @@ class _Plan:
             return
         parts = name.split(".")
         stem, kind = parts[-2] if len(parts) > 1 else "", parts[-1]
-        layer = len(parts) == 4 and parts[0] == "blk" and parts[1].isdigit() and int(parts[1]) < self.layers
+        layer = (
+            len(parts) == 4
+            and parts[0] == "blk"
+            and parts[1].isdigit()
+            and int(parts[1]) < self.layers
+        )
         known = (layer and stem in _LAYER) or (len(parts) == 2 and stem in _TOP)
-        if not known or kind not in ("weight", "bias") or (kind == "bias" and not stem.startswith("attn_")):
-            raise UnsupportedError(f"{self.file.path}: tensor {name} belongs to no {self.arch} model known here")
+        if (
+            not known
+            or kind not in ("weight", "bias")
+            or (kind == "bias" and not stem.startswith("attn_"))
+        ):
+            raise UnsupportedError(
+                f"{self.file.path}: tensor {name} belongs to no {self.arch} model known here"
+            )
         expected, tensor = self._shape(stem, kind), self.file.tensors[name]
         if tensor.shape != expected:
-            raise self._bad(f"tensor {name} has shape {list(tensor.shape)}, expected {list(expected)}")
-        target = f"model.layers.{parts[1]}.{_LAYER[stem]}.{kind}" if layer else f"{_TOP[stem]}.{kind}"
+            raise self._bad(
+                f"tensor {name} has shape {list(tensor.shape)}, expected {list(expected)}"
+            )
+        target = (
+            f"model.layers.{parts[1]}.{_LAYER[stem]}.{kind}" if layer else f"{_TOP[stem]}.{kind}"
+        )
         fix = self._deinterleave if self.interleaved and stem in ("attn_q", "attn_k") else None
         self.specs.append((TensorSpec(target, _DTYPES[self.dtype][0], expected), name, fix))
 
@@ -158,11 +180,17 @@ class _Plan:
 
     def _check_complete(self) -> None:
         have = {spec.name for spec, _, _ in self.specs}
-        stems = [v for k, v in _LAYER.items() if "q_norm" not in k and "k_norm" not in k or self.arch == "qwen3"]
+        stems = [
+            v
+            for k, v in _LAYER.items()
+            if "q_norm" not in k and "k_norm" not in k or self.arch == "qwen3"
+        ]
         need = {f"model.layers.{i}.{stem}.weight" for i in range(self.layers) for stem in stems}
         missing = sorted((need | {"model.norm.weight"}) - have)
         if missing:
-            raise self._bad(f"{len(missing)} tensors are missing, the first would become {missing[0]}")
+            raise self._bad(
+                f"{len(missing)} tensors are missing, the first would become {missing[0]}"
+            )
         self.tied = "lm_head.weight" not in have
         biased = {i.split(".", 3)[3] for i in have if i.endswith(".bias")}
         self.qkv_bias = "self_attn.q_proj.bias" in biased
@@ -185,18 +213,28 @@ class _Plan:
             scaling = {
                 "rope_type": "yarn",
                 "factor": self._real("rope.scaling.factor"),
-                "original_max_position_embeddings": self._count("rope.scaling.original_context_length", limit=1 << 30),
+                "original_max_position_embeddings": self._count(
+                    "rope.scaling.original_context_length", limit=1 << 30
+                ),
             }
-            names = {"attn_factor": "attention_factor", "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
+            names = {
+                "attn_factor": "attention_factor",
+                "yarn_beta_fast": "beta_fast",
+                "yarn_beta_slow": "beta_slow",
+            }
             for stored, name in names.items():
                 if prefix + stored in self.file.fields:
                     scaling[name] = self._real(f"rope.scaling.{stored}")
             return scaling
-        raise UnsupportedError(f"{self.file.path}: {prefix}type is {kind!r}; linear and yarn are converted")
+        raise UnsupportedError(
+            f"{self.file.path}: {prefix}type is {kind!r}; linear and yarn are converted"
+        )
 
     def _llama3_scaling(self, tensor: GgufTensor) -> dict[str, Any]:
         """Finds the llama3 parameters whose factors are the stored ones, to the last bit that counts."""
-        factors = np.concatenate([r.ravel() for r in self.file.rows(tensor.name)]).astype(np.float64)
+        factors = np.concatenate([r.ravel() for r in self.file.rows(tensor.name)]).astype(
+            np.float64
+        )
         half = self.head_dim // 2
         if factors.shape != (half,):
             raise self._bad(f"tensor rope_freqs.weight has {factors.size} entries, expected {half}")
@@ -206,13 +244,17 @@ class _Plan:
                 factor = float(factors.max())
                 blend = (original / wave - low) / (high - low)
                 smooth = 1 / ((1 - blend) / factor + blend)
-                guess = np.where(wave < original / high, 1.0, np.where(wave > original / low, factor, smooth))
+                guess = np.where(
+                    wave < original / high, 1.0, np.where(wave > original / low, factor, smooth)
+                )
                 if np.allclose(guess, factors, rtol=1e-4):
                     return {
                         "rope_type": "llama3", "factor": factor, "low_freq_factor": low,
                         "high_freq_factor": high, "original_max_position_embeddings": original,
                     }  # fmt: skip
-        raise UnsupportedError(f"{self.file.path}: rope_freqs.weight follows no llama3 rope scaling known here")
+        raise UnsupportedError(
+            f"{self.file.path}: rope_freqs.weight follows no llama3 rope scaling known here"
+        )
 
     def config(self) -> dict[str, Any]:
         """config.json."""
@@ -241,11 +283,15 @@ class _Plan:
         if window and self.arch == "mistral":
             config["sliding_window"] = window
         elif window:
-            raise UnsupportedError(f"{self.file.path}: {self.arch}.attention.sliding_window is {window}")
+            raise UnsupportedError(
+                f"{self.file.path}: {self.arch}.attention.sliding_window is {window}"
+            )
         if self.arch in ("llama", "mistral", "qwen3"):
             if self.qkv_bias or self.o_bias:
                 if not (self.qkv_bias and self.o_bias) or self.arch == "mistral":
-                    raise UnsupportedError(f"{self.file.path}: biases on some attention projections only")
+                    raise UnsupportedError(
+                        f"{self.file.path}: biases on some attention projections only"
+                    )
             if self.arch != "mistral":
                 config["attention_bias"] = self.qkv_bias
         if self.arch == "llama":
@@ -256,7 +302,9 @@ class _Plan:
         """Writes all files into `work`."""
         config = self.config()
         write_json(work / "config.json", {k: v for k, v in config.items() if v is not None})
-        generation = {k: config[k] for k in ("bos_token_id", "eos_token_id") if config[k] is not None}
+        generation = {
+            k: config[k] for k in ("bos_token_id", "eos_token_id") if config[k] is not None
+        }
         write_json(work / "generation_config.json", generation)
         self.vocabulary.write(work)
         writer = SafetensorsWriter(work, [spec for spec, _, _ in self.specs])
@@ -285,11 +333,15 @@ class _Plan:
         with np.errstate(over="ignore"):
             half = values.astype(np.float16)
         if not np.isfinite(half).all():
-            raise self._bad(f"tensor {name} has values beyond 65504, the largest f16; use --dtype bf16")
+            raise self._bad(
+                f"tensor {name} has values beyond 65504, the largest f16; use --dtype bf16"
+            )
         return half
 
 
 def to_bf16(values: np.ndarray) -> np.ndarray:
     """f32 -> bf16 codes (uint16), round to nearest even; the values must be finite."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    return (
+        (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    ).astype(np.uint16)

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import Any, Iterator, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .errors import FileError, ModelFormatError, UnsupportedError
 
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<B",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
 _STRING, _ARRAY = 8, 9
 _MAX_HEADER = 1 << 30
 _MAX_ENTRIES = 1 << 16
@@ -62,7 +75,9 @@ class GgufFile:
 
     def _take(self, count: int, what: str) -> bytes:
         if count > self._size - self._at or self._at + count > _MAX_HEADER:
-            raise self._bad(f"{what} needs {count} bytes at {self._at}, past the end ({self._size})")
+            raise self._bad(
+                f"{what} needs {count} bytes at {self._at}, past the end ({self._size})"
+            )
         data = self._file.read(count)
         if len(data) != count:
             raise FileError(f"{self.path}: {what}: the file ended while it was read")
@@ -84,12 +99,18 @@ class GgufFile:
             raise self._bad("does not begin with GGUF")
         version = self._scalar("<I", "the version")
         if version & 0xFFFF == 0 and version:
-            raise UnsupportedError(f"{self.path}: big-endian GGUF; convert it to little-endian first")
+            raise UnsupportedError(
+                f"{self.path}: big-endian GGUF; convert it to little-endian first"
+            )
         if version not in (2, 3):
-            raise UnsupportedError(f"{self.path}: GGUF version {version}; versions 2 and 3 are read")
+            raise UnsupportedError(
+                f"{self.path}: GGUF version {version}; versions 2 and 3 are read"
+            )
         tensors, entries = struct.unpack("<QQ", self._take(16, "the counts"))
         if tensors > _MAX_ENTRIES or entries > _MAX_ENTRIES:
-            raise self._bad(f"declares {tensors} tensors and {entries} fields, more than {_MAX_ENTRIES}")
+            raise self._bad(
+                f"declares {tensors} tensors and {entries} fields, more than {_MAX_ENTRIES}"
+            )
         for i in range(entries):
             key = self._string(f"key {i}")
             if not key or len(key) > _MAX_KEY:
@@ -98,7 +119,12 @@ class GgufFile:
                 raise self._bad(f"key {key} appears twice")
             self.fields[key] = self._value(self._scalar("<I", f"type of {key}"), key)
         alignment = self.fields.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1) or alignment > 1 << 16:
+        if (
+            not isinstance(alignment, int)
+            or alignment < 8
+            or alignment & (alignment - 1)
+            or alignment > 1 << 16
+        ):
             raise self._bad(f"general.alignment is {alignment!r}, not a power of two of at least 8")
         listed = [self._tensor(i) for i in range(tensors)]
         start = -(-self._at // alignment) * alignment
@@ -108,7 +134,9 @@ class GgufFile:
             if offset % alignment:
                 raise self._bad(f"tensor {name}: offset {offset} is not a multiple of {alignment}")
             if start + offset + count > self._size:
-                raise self._bad(f"tensor {name}: ends at {start + offset + count}, past the end ({self._size})")
+                raise self._bad(
+                    f"tensor {name}: ends at {start + offset + count}, past the end ({self._size})"
+                )
             self.tensors[name] = GgufTensor(name, shape, kind, start + offset, count)
         ordered = sorted(self.tensors.values(), key=lambda t: t.offset)
         for before, after in zip(ordered, ordered[1:]):
@@ -190,4 +218,6 @@ class GgufFile:
         try:
             return gguf.quants.dequantize(raw, kind)
         except NotImplementedError:
-            raise UnsupportedError(f"{self.path}: tensor {name}: type {kind.name} cannot be dequantized") from None
+            raise UnsupportedError(
+                f"{self.path}: tensor {name}: type {kind.name} cannot be dequantized"
+            ) from None

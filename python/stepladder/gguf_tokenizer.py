@@ -15,7 +15,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LLAMA3 = (
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    _CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _TEKKEN = (
@@ -26,11 +27,21 @@ _TEKKEN = (
 
 
 def _byte_level(use_regex: bool) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+    return {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": use_regex,
+    }
 
 
 def _split(pattern: str) -> list[dict[str, Any]]:
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     return [split, _byte_level(False)]
 
 
@@ -126,8 +137,14 @@ class Vocabulary:
         write_json(directory / "tokenizer_config.json", self._config(kind, default_bos))
 
     def _added(self) -> list[tuple[int, str, bool]]:
-        kinds = (CONTROL, USER_DEFINED) if self.model == "gpt2" else (UNKNOWN, CONTROL, USER_DEFINED)
-        named = {t for t in (self.bos, self.eos, self.unknown, self.pad, self.end_of_turn) if t is not None}
+        kinds = (
+            (CONTROL, USER_DEFINED) if self.model == "gpt2" else (UNKNOWN, CONTROL, USER_DEFINED)
+        )
+        named = {
+            t
+            for t in (self.bos, self.eos, self.unknown, self.pad, self.end_of_turn)
+            if t is not None
+        }
         return [
             (i, t, self.types[i] != USER_DEFINED)
             for i, t in enumerate(self.tokens)
@@ -141,12 +158,23 @@ class Vocabulary:
             "add_eos_token": self.add_eos,
             "clean_up_tokenization_spaces": False,
             "added_tokens_decoder": {
-                str(i): {"content": text, "special": special, "normalized": False, "lstrip": False,
-                         "rstrip": False, "single_word": False}
+                str(i): {
+                    "content": text,
+                    "special": special,
+                    "normalized": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "single_word": False,
+                }
                 for i, text, special in self._added()
             },
         }
-        named = {"bos_token": self.bos, "eos_token": self.eos, "unk_token": self.unknown, "pad_token": self.pad}
+        named = {
+            "bos_token": self.bos,
+            "eos_token": self.eos,
+            "unk_token": self.unknown,
+            "pad_token": self.pad,
+        }
         config |= {name: self.tokens[i] for name, i in named.items() if i is not None}
         if self.chat_template:
             config["chat_template"] = self.chat_template
@@ -165,28 +193,50 @@ class Vocabulary:
         for i, merge in enumerate(merges):
             parts = merge.split(" ") if isinstance(merge, str) else []
             if len(parts) != 2 or any(p not in vocabulary for p in (*parts, "".join(parts))):
-                raise self.bad(f"merges[{i}] is {merge!r}: not two tokens of the vocabulary that make a third")
+                raise self.bad(
+                    f"merges[{i}] is {merge!r}: not two tokens of the vocabulary that make a third"
+                )
             pairs.append(parts)
         return {
             "version": "1.0",
             "truncation": None,
             "padding": None,
             "added_tokens": [
-                {"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-                 "normalized": False, "special": special}
+                {
+                    "id": i,
+                    "content": text,
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                    "special": special,
+                }
                 for i, text, special in self._added()
             ],
             "normalizer": normalizer,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": cut},
             "post_processor": self._post_processor(),
             "decoder": _byte_level(True),
-            "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                      "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-                      "ignore_merges": whole_words, "vocab": vocabulary, "merges": pairs},
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": whole_words,
+                "vocab": vocabulary,
+                "merges": pairs,
+            },
         }
 
     def _post_processor(self) -> dict[str, Any]:
-        add_bos = self.add_bos if self.add_bos is not None else self._get("pre", str) in ("llama-bpe", "tekken")
+        add_bos = (
+            self.add_bos
+            if self.add_bos is not None
+            else self._get("pre", str) in ("llama-bpe", "tekken")
+        )
         if not add_bos or self.bos is None:
             return _byte_level(True) | {"trim_offsets": False}
         bos = self.tokens[self.bos]
@@ -205,7 +255,9 @@ class Vocabulary:
             raise self.bad("token_type marks byte tokens, but not all 256")
         out = bytearray()
         for text, score, kind in zip(self.tokens, self.scores, self.types):
-            piece = _field(1, text.encode()) + _key(2, 5) + struct.pack("<f", score) + _number(3, kind)
+            piece = (
+                _field(1, text.encode()) + _key(2, 5) + struct.pack("<f", score) + _number(3, kind)
+            )
             out += _field(1, piece)
         trainer = _number(3, 2) + _number(4, len(self.tokens))
         trainer += _number(35, int(any(t == BYTE for t in self.types)))
@@ -213,7 +265,9 @@ class Vocabulary:
         for number, value in ((40, unknown), (41, self.bos), (42, self.eos), (43, self.pad)):
             trainer += _number(number, -1 if value is None else value)
         prefix = True if self.add_space_prefix is None else self.add_space_prefix
-        normalizer = _field(1, b"identity") + _number(3, int(prefix)) + _number(4, 0) + _number(5, 1)
+        normalizer = (
+            _field(1, b"identity") + _number(3, int(prefix)) + _number(4, 0) + _number(5, 1)
+        )
         return bytes(out + _field(2, trainer) + _field(3, normalizer))
 
     def _first(self, kind: int) -> int:

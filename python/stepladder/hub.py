@@ -15,7 +15,9 @@ def cache_directory() -> Path:
     """The Hugging Face cache, by the variables its own tools use."""
     if os.environ.get("HF_HUB_CACHE"):
         return Path(os.environ["HF_HUB_CACHE"]).expanduser()
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
+    )
     return Path(home).expanduser() / "hub"
 
 
@@ -34,9 +36,13 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise FileError(f"{text[:200]}: {error.strerror}") from error
     if is_file and path.suffix == ".gguf":
-        raise UnsupportedError(f"{path}: a GGUF file is converted first: stepladder convert {path} DIRECTORY")
+        raise UnsupportedError(
+            f"{path}: a GGUF file is converted first: stepladder convert {path} DIRECTORY"
+        )
     if is_file:
-        raise FileError(f"{path}: a file; a model is a directory with config.json and safetensors files")
+        raise FileError(
+            f"{path}: a file; a model is a directory with config.json and safetensors files"
+        )
     if _ID.fullmatch(text):
         return _cached(text)
     raise FileError(f"{text[:500]}: no such directory")
@@ -47,7 +53,9 @@ def _cached(name: str) -> Path:
     folder = cache_directory() / ("models--" + repo.replace("/", "--"))
     fetch = f"fetch it with: hf download {repo}" + (f" --revision {revision}" if revision else "")
     if not folder.is_dir():
-        raise FileError(f"{name}: no such directory, and not in the Hugging Face cache {cache_directory()}; {fetch}")
+        raise FileError(
+            f"{name}: no such directory, and not in the Hugging Face cache {cache_directory()}; {fetch}"
+        )
     commit = revision or "main"
     try:
         commit = (folder / "refs" / commit).read_text().strip()
@@ -57,5 +65,7 @@ def _cached(name: str) -> Path:
         raise FileError(f"{name}: the cache has no valid revision {commit[:80]!r}; {fetch}")
     snapshot = folder / "snapshots" / commit
     if not (snapshot / "config.json").exists():
-        raise FileError(f"{name}: the cache {folder} lacks revision {commit}, or its config.json; {fetch}")
+        raise FileError(
+            f"{name}: the cache {folder} lacks revision {commit}, or its config.json; {fetch}"
+        )
     return snapshot

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Iterable, Union
+from typing import Any
 
 from . import _core
 from .errors import InvalidArgumentError, UnsupportedError
@@ -54,8 +55,8 @@ class Draft:
     head: str | None = None
 
 
-Level = Union[Cast, Switch, Lookup, Draft]
-DraftOption = Union[None, str, os.PathLike, Level, Iterable[Union[str, os.PathLike, Level]]]
+Level = Cast | Switch | Lookup | Draft
+DraftOption = str | os.PathLike | Level | Iterable[str | os.PathLike | Level] | None
 
 
 def to_specs(draft: DraftOption) -> list[_core.LevelSpec]:
@@ -79,7 +80,9 @@ def _specs_of(level: Any) -> list[_core.LevelSpec]:
     if isinstance(level, (str, os.PathLike)):
         level = Draft(level)
     if not isinstance(level, (Cast, Switch, Lookup, Draft)):
-        raise InvalidArgumentError(f"draft: {level!r} is no drafter; use Cast, Switch, Lookup, Draft or a path")
+        raise InvalidArgumentError(
+            f"draft: {level!r} is no drafter; use Cast, Switch, Lookup, Draft or a path"
+        )
     spec = _core.LevelSpec()
     spec.tokens = _count("tokens", level.tokens)
     if isinstance(level, Cast):
@@ -92,7 +95,11 @@ def _specs_of(level: Any) -> list[_core.LevelSpec]:
             raise UnsupportedError(f"Switch: activations {level.act!r}; a8 is the mode there is")
         spec.kind, spec.format = _core.LevelKind.activations, level.act
     elif isinstance(level, Draft):
-        spec.kind, spec.path, spec.head = _core.LevelKind.model, str(resolve(level.path)), level.head or ""
+        spec.kind, spec.path, spec.head = (
+            _core.LevelKind.model,
+            str(resolve(level.path)),
+            level.head or "",
+        )
     else:
         spec.kind = _core.LevelKind.lookup
         spec.ngram_max = _count("longest", level.longest)

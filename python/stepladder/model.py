@@ -7,14 +7,15 @@ import logging
 import os
 import time
 import weakref
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Callable, Iterable, Union
+from typing import Any
 
 from . import _core
 from .errors import InvalidArgumentError, UnsupportedError
 from .hub import resolve
 from .levels import DraftOption, to_specs
-from .options import build_request, model_sampling, real, token_ids, whole
+from .options import build_request, model_sampling, token_ids, whole
 from .progress import bar
 from .stops import checked_stops
 from .stream import Piece, Result, Stream, collect
@@ -23,7 +24,7 @@ from .text import Text
 log = logging.getLogger("stepladder")
 
 Message = dict[str, Any]
-Prompt = Union[str, list[Message], list[int]]
+Prompt = str | list[Message] | list[int]
 _live: "weakref.WeakSet[Model]" = weakref.WeakSet()
 
 
@@ -73,7 +74,7 @@ def load(
         with bar(f"loading {directory.name}", show=False if progress is False else None) as report:
             engine = _core.Engine.load(str(directory), options, report)
     _log_load(engine.info, directory, time.monotonic() - started)
-    return Model(engine, text, directory)
+    return Model(engine, text, directory, options.max_sequences)
 
 
 def _open_text(directory: Path) -> Text | None:
@@ -98,11 +99,14 @@ def inspect(model: str | os.PathLike[str]) -> _core.Info:
 class Model:
     """A model with its levels. Any number of threads may use it at once."""
 
-    def __init__(self, engine: _core.Engine, text: Text | None, directory: Path):
+    def __init__(
+        self, engine: _core.Engine, text: Text | None, directory: Path, max_sequences: int
+    ):
         self._engine: _core.Engine | None = engine
         self._text = text
         self._streams: "weakref.WeakSet[Stream]" = weakref.WeakSet()
         self.directory = directory
+        self._max_sequences = max_sequences
         self.info = engine.info
         self._end = [text.eos.id] if text and text.eos and text.eos.id < self.info.vocab else []
         _live.add(self)
@@ -111,7 +115,9 @@ class Model:
     def text(self) -> Text:
         """The tokenizer and chat template."""
         if self._text is None:
-            raise UnsupportedError(f"{self.directory}: no tokenizer.json or tokenizer.model; give prompts as token ids")
+            raise UnsupportedError(
+                f"{self.directory}: no tokenizer.json or tokenizer.model; give prompts as token ids"
+            )
         return self._text
 
     def tokenize(self, text: str, special: bool = True, bos: bool | None = None) -> list[int]:
@@ -150,7 +156,10 @@ class Model:
         waiting = iter(enumerate(prompts))
         try:
             while len(results) < len(prompts):
-                while len(running) < 4 * self._max_sequences and (item := next(waiting, None)) is not None:
+                while (
+                    len(running) < 2 * self._max_sequences
+                    and (item := next(waiting, None)) is not None
+                ):
                     running[item[0]] = (self._start(item[1], **options), [])
                 moved = False
                 for i, (stream, pieces) in list(running.items()):
@@ -168,10 +177,6 @@ class Model:
                 stream.close()
         return [results[i] for i in range(len(prompts))]
 
-    @property
-    def _max_sequences(self) -> int:
-        return 8
-
     def _start(
         self,
         prompt: Prompt,
@@ -188,7 +193,9 @@ class Model:
         if stops and self._text is None:
             raise InvalidArgumentError("stop: the model has no tokenizer; use stop_token_ids")
         defaults = model_sampling(self.directory) if generation_config else None
-        variables = dict(chat_template_kwargs or {}) | ({"tools": tools} if tools is not None else {})
+        variables = dict(chat_template_kwargs or {}) | (
+            {"tools": tools} if tools is not None else {}
+        )
         tokens = self._prompt_tokens(prompt, variables)
         vocab = self.info.vocab
         try:
@@ -201,7 +208,9 @@ class Model:
             request.stop_token_ids = [*request.stop_token_ids, *self._end]
         core = self._engine.submit(request)
         detokenizer = self._text.detokenizer() if self._text else None
-        stream = Stream(core, detokenizer, stops, request.sampling.seed, request.logprobs >= 0, self)
+        stream = Stream(
+            core, detokenizer, stops, request.sampling.seed, request.logprobs >= 0, self
+        )
         self._streams.add(stream)
         return stream
 
@@ -214,7 +223,9 @@ class Model:
             tokens = self.text.encode_chat(checked_messages(prompt), context=context, **variables)
         else:
             if len(prompt) > context:
-                raise InvalidArgumentError(f"prompt: {len(prompt)} tokens do not fit the context of {context}")
+                raise InvalidArgumentError(
+                    f"prompt: {len(prompt)} tokens do not fit the context of {context}"
+                )
             tokens = token_ids("prompt", prompt, self.info.vocab)
         if not tokens:
             raise InvalidArgumentError("prompt: it is empty")
@@ -243,7 +254,9 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<stepladder.Model {self.directory} {' <- '.join(v.name for v in self.info.levels)}>"
+        return (
+            f"<stepladder.Model {self.directory} {' <- '.join(v.name for v in self.info.levels)}>"
+        )
 
 
 def split_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
@@ -253,7 +266,9 @@ def split_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
     if hasattr(prompt, "tolist"):
         prompt = prompt.tolist()
     if not isinstance(prompt, (list, tuple)):
-        raise InvalidArgumentError(f"prompt: {type(prompt).__name__} is not text, messages, token ids or a list of them")
+        raise InvalidArgumentError(
+            f"prompt: {type(prompt).__name__} is not text, messages, token ids or a list of them"
+        )
     if not prompt:
         raise InvalidArgumentError("prompt: it is empty")
     if isinstance(prompt[0], (str, list, tuple)) or hasattr(prompt[0], "tolist"):
@@ -271,7 +286,9 @@ def checked_messages(messages: Any) -> list[Message]:
         if content is None and not message.get("tool_calls"):
             raise InvalidArgumentError(f"messages[{i}]: content is missing")
         if content is not None and not isinstance(content, (str, list)):
-            raise InvalidArgumentError(f"messages[{i}]: content is a {type(content).__name__}, not text")
+            raise InvalidArgumentError(
+                f"messages[{i}]: content is a {type(content).__name__}, not text"
+            )
     return [{**m, "content": _joined(m.get("content"), i)} for i, m in enumerate(messages)]
 
 
@@ -280,7 +297,11 @@ def _joined(content: Any, index: int) -> str:
     if not isinstance(content, list):
         return content or ""
     for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        if (
+            not isinstance(part, dict)
+            or part.get("type") != "text"
+            or not isinstance(part.get("text"), str)
+        ):
             raise UnsupportedError(f"messages[{index}]: content has a part that is not text")
     return "".join(part["text"] for part in content)
 
@@ -290,7 +311,9 @@ class Chat:
 
     def __init__(self, model: Model, system: str | None, options: dict[str, Any]):
         self._model, self._options = model, options
-        self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self.messages: list[Message] = (
+            [] if system is None else [{"role": "system", "content": system}]
+        )
 
     def send(self, text: str, **options: Any) -> "ChatStream":
         """Says `text`; the answer joins the conversation when its stream ends."""
@@ -345,7 +368,10 @@ class ChatStream:
     def _keep(self) -> None:
         if not self._kept:
             self._kept = True
-            self._chat.messages = [*self._chat.messages, {"role": "assistant", "content": "".join(self._parts)}]
+            self._chat.messages = [
+                *self._chat.messages,
+                {"role": "assistant", "content": "".join(self._parts)},
+            ]
 
     def cancel(self) -> None:
         """Ends the answer within one round; what there is of it joins the conversation."""

@@ -30,7 +30,9 @@ def whole(name: str, value: Any, low: int, high: int = _INT_MAX) -> int:
     except TypeError:
         raise InvalidArgumentError(f"{name}: {str(value)[:80]!r} is not a whole number") from None
     if not low <= number <= high:
-        raise InvalidArgumentError(f"{name}: {number if abs(number) < 1 << 70 else 'the number'} is not from {low} to {high}")
+        raise InvalidArgumentError(
+            f"{name}: {number if abs(number) < 1 << 70 else 'the number'} is not from {low} to {high}"
+        )
     return number
 
 
@@ -61,7 +63,9 @@ def model_sampling(directory: Path) -> dict[str, Any]:
     config = read_json(path) or {}
     for name, off in _OTHER_SAMPLING.items():
         if config.get(name) not in (None, off, False):
-            raise UnsupportedError(f"{path}: {name}={config[name]!r} is not something this engine does")
+            raise UnsupportedError(
+                f"{path}: {name}={config[name]!r} is not something this engine does"
+            )
     found = {k: config[k] for k in _FROM_CONFIG if config.get(k) is not None}
     if config.get("do_sample"):
         return {"temperature": 1.0, **found}
@@ -107,7 +111,9 @@ def build_request(
     request.prompt, request.sampling = prompt, sampling
     request.max_tokens = whole("max_tokens", max_tokens, 1)
     request.logprobs = -1 if logprobs is None else whole("logprobs", logprobs, 0)
-    request.stop_token_ids = [] if stop_token_ids is None else token_ids("stop_token_ids", stop_token_ids, vocab)
+    request.stop_token_ids = (
+        [] if stop_token_ids is None else token_ids("stop_token_ids", stop_token_ids, vocab)
+    )
     for name, flag in (("ignore_eos", ignore_eos), ("draft", draft)):
         if not isinstance(flag, bool):
             raise InvalidArgumentError(f"{name}: {flag!r} is not True or False")
@@ -117,11 +123,19 @@ def build_request(
 
 def _bias(bias: Any, vocab: int) -> list[tuple[int, float]]:
     if not isinstance(bias, dict):
-        raise InvalidArgumentError(f"logit_bias: {type(bias).__name__} is not a dict from token id to number")
+        raise InvalidArgumentError(
+            f"logit_bias: {type(bias).__name__} is not a dict from token id to number"
+        )
     if len(bias) > vocab:
         raise InvalidArgumentError(f"logit_bias: {len(bias)} entries for a vocabulary of {vocab}")
     pairs = []
     for key, value in bias.items():
-        id = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20 else key
-        pairs.append((whole("logit_bias: token", id, 0, vocab - 1), real(f"logit_bias[{id}]", value)))
+        id = (
+            int(key)
+            if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20
+            else key
+        )
+        pairs.append(
+            (whole("logit_bias: token", id, 0, vocab - 1), real(f"logit_bias[{id}]", value))
+        )
     return pairs

@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterable, Iterator
 
 from .errors import FileError, InvalidArgumentError
 
@@ -30,7 +30,9 @@ def new_directory(path: str | os.PathLike[str], force: bool = False) -> Iterator
         if not force:
             raise FileError(f"{target}: exists and is not empty; use --force to replace it")
         if not (target / "config.json").is_file():
-            raise FileError(f"{target}: --force replaces model directories only; no config.json here")
+            raise FileError(
+                f"{target}: --force replaces model directories only; no config.json here"
+            )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
@@ -103,7 +105,9 @@ class SafetensorsWriter:
 
     def _name(self, shard: int) -> str:
         count = len(self._shards)
-        return "model.safetensors" if count == 1 else f"model-{shard + 1:05}-of-{count:05}.safetensors"
+        return (
+            "model.safetensors" if count == 1 else f"model-{shard + 1:05}-of-{count:05}.safetensors"
+        )
 
     def _open_next(self) -> None:
         self._finish_file()
@@ -136,7 +140,9 @@ class SafetensorsWriter:
         spec = self._shards[self._shard][self._index]
         size = memoryview(data).nbytes
         if spec.name != name or size > self._missing:
-            raise InvalidArgumentError(f"{name}: {size} bytes came where {spec.name} has {self._missing} left")
+            raise InvalidArgumentError(
+                f"{name}: {size} bytes came where {spec.name} has {self._missing} left"
+            )
         self._file.write(data)
         self._missing -= size
         if self._missing == 0:
@@ -152,7 +158,9 @@ class SafetensorsWriter:
             raise InvalidArgumentError("tensors are missing at the end of the output")
         self._finish_file()
         if len(self._shards) > 1:
-            weight_map = {s.name: self._name(i) for i, shard in enumerate(self._shards) for s in shard}
+            weight_map = {
+                s.name: self._name(i) for i, shard in enumerate(self._shards) for s in shard
+            }
             write_json(
                 self._directory / "model.safetensors.index.json",
                 {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map},

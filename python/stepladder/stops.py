@@ -11,9 +11,13 @@ def checked_stops(stop: object) -> list[str]:
     """`stop` as a list of strings; None and [] mean none."""
     stops = [stop] if isinstance(stop, str) else [] if stop is None else stop
     if not isinstance(stops, (list, tuple)) or not all(isinstance(s, str) and s for s in stops):
-        raise InvalidArgumentError(f"stop: {str(stop)[:80]!r} is not a text, or a list of texts, none empty")
+        raise InvalidArgumentError(
+            f"stop: {str(stop)[:80]!r} is not a text, or a list of texts, none empty"
+        )
     if len(stops) > MAX_STOPS or any(len(s) > MAX_STOP for s in stops):
-        raise InvalidArgumentError(f"stop: at most {MAX_STOPS} texts of at most {MAX_STOP} characters")
+        raise InvalidArgumentError(
+            f"stop: at most {MAX_STOPS} texts of at most {MAX_STOP} characters"
+        )
     return list(dict.fromkeys(stops))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 from .errors import FileError, InvalidArgumentError, ModelFormatError, UnsupportedError
 from .text_template import ChatTemplate
@@ -47,7 +48,9 @@ def _unique(path: Path):
 class Special:
     """A token that stands for itself in text and is never merged with its neighbours."""
 
-    def __init__(self, id: int, content: str, special: bool, lstrip: bool = False, rstrip: bool = False):
+    def __init__(
+        self, id: int, content: str, special: bool, lstrip: bool = False, rstrip: bool = False
+    ):
         self.id, self.content, self.special = id, content, special
         self.lstrip, self.rstrip = lstrip, rstrip
 
@@ -61,7 +64,8 @@ class Text:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
-        self.config = read_json(self.directory / "tokenizer_config.json") or {}
+        config = read_json(self.directory / "tokenizer_config.json")
+        self.config = {} if config is None else config
         if not isinstance(self.config, dict):
             raise ModelFormatError(f"{self.directory / 'tokenizer_config.json'}: not a JSON object")
         self._core = _open_core(self.directory, self.config)
@@ -80,11 +84,15 @@ class Text:
         if content is None:
             return None
         if not isinstance(content, str):
-            raise ModelFormatError(f"{self.directory / 'tokenizer_config.json'}: {key} is not a string")
+            raise ModelFormatError(
+                f"{self.directory / 'tokenizer_config.json'}: {key} is not a string"
+            )
         if content not in self.specials:
             id = self._core.token_id(content)
             if id is None:
-                raise ModelFormatError(f"{self.directory / 'tokenizer_config.json'}: {key} {content!r} is no token")
+                raise ModelFormatError(
+                    f"{self.directory / 'tokenizer_config.json'}: {key} {content!r} is no token"
+                )
             return Special(id, content, True)
         return self.specials[content]
 
@@ -109,7 +117,11 @@ class Text:
         if len(text) > limit:
             raise InvalidArgumentError(
                 f"{name}: {len(text)} characters cannot fit "
-                + (f"a context of {tokens} tokens" if tokens is not None else f"the limit of {MAX_TEXT}")
+                + (
+                    f"a context of {tokens} tokens"
+                    if tokens is not None
+                    else f"the limit of {MAX_TEXT}"
+                )
             )
 
     def encode(self, text: str, special: bool = True, bos: bool | None = None) -> list[int]:
@@ -146,14 +158,19 @@ class Text:
             ids = [self.bos.id, *ids]
         return ids
 
-    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> str:
+    def render(
+        self, messages: list[dict[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
         """The text of `messages` in the model's chat template."""
         if self.template is None:
             raise InvalidArgumentError(
                 f"{self.directory}: the model has no chat template; give the prompt as text, or set chat_template "
                 "in tokenizer_config.json"
             )
-        names = {"bos_token": self.bos.content if self.bos else "", "eos_token": self.eos.content if self.eos else ""}
+        names = {
+            "bos_token": self.bos.content if self.bos else "",
+            "eos_token": self.eos.content if self.eos else "",
+        }
         return self.template.render(messages, add_generation_prompt, {**names, **variables})
 
     def _encode_marked(self, rendered: str, guard: "_Guard") -> list[int]:
@@ -243,7 +260,9 @@ class _Guard:
         found = sorted(self._specials, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, found))) if found else None
         self._mark = "\U000f5ad0"
-        self._stand_in = {s: chr(0xF5B00 + i) for i, s in enumerate(s for s in self._specials if len(s) == 1)}
+        self._stand_in = {
+            s: chr(0xF5B00 + i) for i, s in enumerate(s for s in self._specials if len(s) == 1)
+        }
         self._heads = {s[:i] for s in self._specials for i in range(1, len(s))}
         self._tails = {s[i:] for s in self._specials for i in range(1, len(s))}
         self._longest = max(map(len, self._specials), default=0)
@@ -263,11 +282,16 @@ class _Guard:
 
     def _hide(self, text: str) -> str:
         if self._mark in text or any(c in text for c in self._stand_in.values()):
-            raise InvalidArgumentError(f"messages: the private-use character {self._mark!a} cannot be used")
+            raise InvalidArgumentError(
+                f"messages: the private-use character {self._mark!a} cannot be used"
+            )
         marked = text
         while self._pattern and self._pattern.search(marked):
             marked = self._pattern.sub(
-                lambda m: self._stand_in.get(m.group()) or m.group()[0] + self._mark + m.group()[1:], marked
+                lambda m: (
+                    self._stand_in.get(m.group()) or m.group()[0] + self._mark + m.group()[1:]
+                ),
+                marked,
             )
         if any(text[:i] in self._tails for i in range(1, min(self._longest, len(text) + 1))):
             marked = self._mark + marked
@@ -296,8 +320,10 @@ def _open_core(directory: Path, config: dict[str, Any]):
     seen: dict[int, str] = {}
     for special in core.specials:
         if not 0 <= special.id < core.size:
-            raise ModelFormatError(f"{directory}: special token {special.content!r} has id {special.id}, "
-                                   f"outside the vocabulary of {core.size}")
+            raise ModelFormatError(
+                f"{directory}: special token {special.content!r} has id {special.id}, "
+                f"outside the vocabulary of {core.size}"
+            )
         if seen.setdefault(special.id, special.content) != special.content:
             raise ModelFormatError(f"{directory}: id {special.id} has two special tokens")
     return core

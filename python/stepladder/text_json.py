@@ -31,9 +31,13 @@ class JsonTokenizer:
             _check_pattern(pattern, path)
         self._tree = tree
         # Padding and truncation are the caller's business, and a bos token is put in by Text.
-        self._tokenizer = self._build(tree | {"truncation": None, "padding": None, "post_processor": None})
+        self._tokenizer = self._build(
+            tree | {"truncation": None, "padding": None, "post_processor": None}
+        )
         self._rest = None
-        self._lock = threading.Lock()  # whether special tokens are seen is state of the library's object
+        self._lock = (
+            threading.Lock()
+        )  # whether special tokens are seen is state of the library's object
         self._style = self._decoder_style(tree.get("decoder"))
         self.adds_space = self._style == "pieces" and _strips_first_space(tree["decoder"])
         self._special_ids: dict[int, Special] = {}
@@ -45,7 +49,9 @@ class JsonTokenizer:
             raise ModelFormatError(f"{path}: two tokens share an id")
         self.size = max(ids, default=-1) + 1
         if not vocabulary or self.size > 4 * len(vocabulary) + 65536:
-            raise ModelFormatError(f"{path}: {len(vocabulary)} tokens, but ids up to {self.size - 1}")
+            raise ModelFormatError(
+                f"{path}: {len(vocabulary)} tokens, but ids up to {self.size - 1}"
+            )
         self.longest = max(len(t.encode()) for t in vocabulary)
         if self.longest > MAX_TOKEN_BYTES:
             raise ModelFormatError(f"{path}: a token of {self.longest} bytes")
@@ -81,9 +87,13 @@ class JsonTokenizer:
                 token = Special(int(entry["id"]), str(entry["content"]), bool(entry["special"]),
                                 bool(entry.get("lstrip")), bool(entry.get("rstrip")))  # fmt: skip
             except (KeyError, TypeError, ValueError):
-                raise ModelFormatError(f"{self._path}: added_tokens: {str(entry)[:120]} is not a token") from None
+                raise ModelFormatError(
+                    f"{self._path}: added_tokens: {str(entry)[:120]} is not a token"
+                ) from None
             if self._tokenizer.token_to_id(token.content) != token.id:
-                raise ModelFormatError(f"{self._path}: added token {token.content!r} has not the id {token.id}")
+                raise ModelFormatError(
+                    f"{self._path}: added token {token.content!r} has not the id {token.id}"
+                )
             found[token.content] = token
         return list(found.values())
 
@@ -94,7 +104,9 @@ class JsonTokenizer:
                 single = step.get("single") or [{}]
                 name = (single[0].get("SpecialToken") or {}).get("id")
                 bos = config.get("bos_token")
-                if name is not None and name == (bos.get("content") if isinstance(bos, dict) else bos):
+                if name is not None and name == (
+                    bos.get("content") if isinstance(bos, dict) else bos
+                ):
                     return True
         return bool(config.get("add_bos_token"))
 
@@ -107,13 +119,19 @@ class JsonTokenizer:
         except BaseException as error:
             if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
                 raise
-            raise InvalidArgumentError(f"{self._path}: the tokenizer cannot read this text: {str(error)[:200]}") from None
+            raise InvalidArgumentError(
+                f"{self._path}: the tokenizer cannot read this text: {str(error)[:200]}"
+            ) from None
 
     def _without_prefix(self):
         """The tokenizer for text that does not come first: no space is put before it."""
         if self._rest is None:
-            text = json.dumps(self._tree | {"truncation": None, "padding": None, "post_processor": None})
-            self._rest = self._build(json.loads(text.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')))
+            text = json.dumps(
+                self._tree | {"truncation": None, "padding": None, "post_processor": None}
+            )
+            self._rest = self._build(
+                json.loads(text.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"'))
+            )
         return self._rest
 
     def token_id(self, content: str) -> int | None:
@@ -139,7 +157,10 @@ class JsonTokenizer:
         return spell_piece(token)
 
     def vocabulary(self) -> list[bytes | None]:
-        return [None if self._tokenizer.id_to_token(i) is None else self.token_bytes(i) for i in range(self.size)]
+        return [
+            None if self._tokenizer.id_to_token(i) is None else self.token_bytes(i)
+            for i in range(self.size)
+        ]
 
 
 def spell_piece(token: str) -> bytes:
@@ -185,7 +206,9 @@ def _patterns(node: Any) -> list[str]:
     return found
 
 
-_ATOM = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\(\?(?:[:=!>]|<[=!]|[a-z-]+:)|.", re.DOTALL)
+_ATOM = re.compile(
+    r"\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\(\?(?:[:=!>]|<[=!]|[a-z-]+:)|.", re.DOTALL
+)
 _QUANTIFIER = re.compile(r"[*+?]|\{\d*,?\d*\}")
 
 
@@ -208,8 +231,10 @@ def _check_pattern(pattern: str, path: Path) -> None:
         if quantifier:
             many = quantifier.group()[0] in "*+" or quantifier.group().endswith(",}")
             if many and inner:
-                raise UnsupportedError(f"{path}: the regular expression {pattern[:80]!r} repeats a repetition, "
-                                       "which can take exponential time")
+                raise UnsupportedError(
+                    f"{path}: the regular expression {pattern[:80]!r} repeats a repetition, "
+                    "which can take exponential time"
+                )
             groups[-1] |= many
             at = quantifier.end()
             if pattern[at : at + 1] in ("?", "+"):

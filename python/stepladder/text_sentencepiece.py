@@ -30,19 +30,25 @@ class SentencePieceTokenizer:
         try:
             loaded = self._model.LoadFromSerializedProto(data)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise ModelFormatError(f"{path}: not a SentencePiece model: {str(error)[:200]}") from None
+            raise ModelFormatError(
+                f"{path}: not a SentencePiece model: {str(error)[:200]}"
+            ) from None
         pieces = self._model.GetPieceSize() if loaded else 0
         if not pieces:
             raise ModelFormatError(f"{path}: a SentencePiece model without pieces")
         self._pieces = [self._model.IdToPiece(i) for i in range(pieces)]
         self.specials = self._read_specials(config)
         self._special_ids = {s.id: s for s in self.specials}
-        self._ids = {p: i for i, p in enumerate(self._pieces)} | {s.content: s.id for s in self.specials}
+        self._ids = {p: i for i, p in enumerate(self._pieces)} | {
+            s.content: s.id for s in self.specials
+        }
         if len(set(self._pieces)) != pieces:
             raise ModelFormatError(f"{path}: two pieces are equal")
         self.size = max([pieces, *(s.id + 1 for s in self.specials)])
         if self.size > pieces + 65536:
-            raise ModelFormatError(f"{path}: {pieces} pieces, but an added token has id {self.size - 1}")
+            raise ModelFormatError(
+                f"{path}: {pieces} pieces, but an added token has id {self.size - 1}"
+            )
         self.longest = max(len(p.encode()) for p in self._ids)
         if self.longest > MAX_TOKEN_BYTES:
             raise ModelFormatError(f"{path}: a piece of {self.longest} bytes")
@@ -54,7 +60,9 @@ class SentencePieceTokenizer:
         self._space_anywhere = bool(config.get("legacy", True))
         words = sorted((s.content for s in self.specials if s.content), key=len, reverse=True)
         self._splitter = re.compile("|".join(map(re.escape, words))) if words else None
-        plain = sorted((s.content for s in self.specials if s.content and not s.special), key=len, reverse=True)
+        plain = sorted(
+            (s.content for s in self.specials if s.content and not s.special), key=len, reverse=True
+        )
         self._plain_splitter = re.compile("|".join(map(re.escape, plain))) if plain else None
 
     def _read_specials(self, config: dict[str, Any]) -> list[Special]:
@@ -70,7 +78,9 @@ class SentencePieceTokenizer:
                 found[int(key)] = Special(int(key), str(entry["content"]), bool(entry.get("special")),
                                           bool(entry.get("lstrip")), bool(entry.get("rstrip")))  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise ModelFormatError(f"{self._path}: added_tokens_decoder of tokenizer_config.json is malformed") from None
+            raise ModelFormatError(
+                f"{self._path}: added_tokens_decoder of tokenizer_config.json is malformed"
+            ) from None
         return list(found.values())
 
     def encode(self, text: str, special: bool, first: bool = True) -> list[int]:
@@ -103,4 +113,7 @@ class SentencePieceTokenizer:
 
     def vocabulary(self) -> list[bytes | None]:
         known = len(self._pieces)
-        return [self.token_bytes(i) if i < known or i in self._special_ids else None for i in range(self.size)]
+        return [
+            self.token_bytes(i) if i < known or i in self._special_ids else None
+            for i in range(self.size)
+        ]

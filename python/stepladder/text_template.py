@@ -11,10 +11,11 @@ import functools
 import json
 import re
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from .errors import InvalidArgumentError, ModelFormatError
 
@@ -30,6 +31,9 @@ _FILTERS = (
     "items join last length list lower map max min reject rejectattr replace reverse round safe select selectattr "
     "slice sort string sum title trim truncate unique upper wordcount"
 ).split()
+_PRINTING = frozenset(
+    "string lower upper e escape forceescape trim title wordcount replace".split()
+)
 _METHODS = frozenset(
     "strip lstrip rstrip startswith endswith split rsplit splitlines upper lower title capitalize find rfind index "
     "count isdigit isalpha isalnum isspace isupper islower isnumeric isdecimal replace join removeprefix "
@@ -102,7 +106,9 @@ def _printable(value: Any) -> Any:
             todo += [*item.keys(), *item.values()]
         elif isinstance(item, (list, tuple, set, frozenset)):
             todo += item
-        elif isinstance(item, Namespace) or not isinstance(item, (str, int, float, type(None), Undefined)):
+        elif isinstance(item, Namespace) or not isinstance(
+            item, (str, int, float, type(None), Undefined)
+        ):
             raise _TooMuch(f"prints a {type(item).__name__}")
         if count + len(todo) > MAX_ITEMS:
             raise _TooMuch("prints a list that is too large")
@@ -151,6 +157,12 @@ def _binary(operator: str, left: Any, right: Any) -> None:
             raise _TooMuch("makes a text or list that is too large")
 
 
+def _check_join(parts: list[Any], glue: str) -> None:
+    size = len(glue) * len(parts) + sum(len(p) for p in parts if isinstance(p, str))
+    if size > MAX_TEXT:
+        raise _TooMuch(f"makes a text of {size} characters")
+
+
 def _limited_range(*bounds: Any) -> range:
     values = range(*bounds)
     if len(values) > MAX_ITEMS:
@@ -186,9 +198,19 @@ def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
             _check_format(str(plain[0]))
         elif name == "indent" and len(plain) > 1 and isinstance(plain[1], int) and plain[1] > 256:
             raise _TooMuch("indents too far")
-        elif name in ("batch", "slice") and any(isinstance(a, int) and a > MAX_ITEMS for a in plain):
+        elif name in ("batch", "slice") and any(
+            isinstance(a, int) and a > MAX_ITEMS for a in plain
+        ):
             raise _TooMuch("makes a list that is too large")
-        elif name in ("string", "join", "lower", "upper", "e", "escape", "trim", "title", "wordcount", "replace"):
+        elif name == "join":
+            # A context that jinja passes along is the first argument.
+            at = int(hasattr(function, "jinja_pass_arg"))
+            parts = list(_iterated(args[at]))
+            glue = args[at + 1] if len(args) > at + 1 else options.get("d", "")
+            _printable(parts)
+            _check_join(parts, str(glue))
+            args = (*args[:at], parts, *args[at + 1 :])
+        elif name in _PRINTING:
             for argument in plain:
                 _printable(argument)
         result = function(*args, **options)
@@ -199,7 +221,9 @@ def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
     return run
 
 
-def _tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
+def _tojson(
+    value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any
+) -> str:
     _printable(value)
     if indent is not None and not 0 <= indent <= 16:
         raise _TooMuch("indents too far")
@@ -287,14 +311,17 @@ def _environment() -> Any:
                 _check_replace(owner, str(args[0]), str(args[1]))
             if isinstance(owner, str) and name == "join" and args:
                 parts = list(_iterated(args[0]))
-                if sum(len(p) + len(owner) for p in parts if isinstance(p, str)) > MAX_TEXT:
-                    raise _TooMuch("makes a text that is too large")
+                _check_join(parts, owner)
                 args = (parts, *args[1:])
             return _checked(super().call(context, function, *args, **options))
 
     # Constants are not folded: that would run the template's operators while it is compiled.
     env = Environment(
-        trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=_printable, extensions=[loopcontrols, Generation]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        optimized=False,
+        finalize=_printable,
+        extensions=[loopcontrols, Generation],
     )
     env.filters = {name: _guarded_filter(name, env.filters[name]) for name in _FILTERS}
     env.filters |= {"tojson": _tojson, "_iterated": _iterated, "_checked": _checked}
@@ -320,7 +347,9 @@ class ChatTemplate:
         self._compiled: Any = None
 
     @staticmethod
-    def find(directory: Path, config: dict[str, Any], read_json: Callable[[Path], Any]) -> "ChatTemplate | None":
+    def find(
+        directory: Path, config: dict[str, Any], read_json: Callable[[Path], Any]
+    ) -> "ChatTemplate | None":
         """The template of a model directory: chat_template.jinja, .json, or tokenizer_config.json."""
         path = directory / "chat_template.jinja"
         if path.is_file():
@@ -337,7 +366,9 @@ class ChatTemplate:
             value = named.get("default")
         return None if value is None else ChatTemplate(value, str(path))
 
-    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, variables: dict[str, Any]) -> str:
+    def render(
+        self, messages: list[dict[str, Any]], add_generation_prompt: bool, variables: dict[str, Any]
+    ) -> str:
         """The prompt's text. Raises ModelFormatError when the template is broken or works too hard,
         InvalidArgumentError when it refuses the messages."""
         from jinja2 import TemplateError
@@ -356,10 +387,20 @@ class ChatTemplate:
         except _TooMuch as error:
             raise ModelFormatError(f"{self.where}: the chat template {error}") from None
         except TemplateError as error:
-            raise ModelFormatError(f"{self.where}: the chat template fails: {str(error)[:300]}") from None
+            raise ModelFormatError(
+                f"{self.where}: the chat template fails: {str(error)[:300]}"
+            ) from None
         except (RecursionError, MemoryError):
             raise ModelFormatError(f"{self.where}: the chat template nests too deeply") from None
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, SyntaxError) as error:
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            ArithmeticError,
+            SyntaxError,
+        ) as error:
             raise ModelFormatError(
                 f"{self.where}: the chat template fails on these messages: {type(error).__name__}: {str(error)[:300]}"
             ) from None

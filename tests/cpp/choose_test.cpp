@@ -51,7 +51,8 @@ TEST(Noise, GumbelFollowsItsFormula) {
     EXPECT_NEAR(gumbel(x), want, slack) << x;
   };
   for (int i = 0; i < 200000; ++i) close(static_cast<uint32_t>(rng()));
-  for (uint32_t x : {0u, 1u, 2u, 3u, 1u << 24, 0x7fffffffu, 0x80000000u, 0xffffff00u, 0xffffffffu}) {
+  for (uint32_t x :
+       {0u, 1u, 2u, 3u, 1u << 24, 0x7fffffffu, 0x80000000u, 0xffffff00u, 0xffffffffu}) {
     close(x);
     EXPECT_LT(gumbel(x), 22.9f);
     EXPECT_GT(gumbel(x), -2.9f);
@@ -156,7 +157,11 @@ TEST_P(ChooseTest, GivesTheReferencesBits) {
       for (int part = 0; part < lanes; ++part)
         kernels_.choose({{t.rows().node_count, first, block},
                          {logits.data() + size_t(first) * padded, DType::f32, block, padded},
-                         t.plan(), t.trees(), t.rows(), t.rules(), t.choices()},
+                         t.plan(),
+                         t.trees(),
+                         t.rows(),
+                         t.rules(),
+                         t.choices()},
                         {part, lanes});
     for (int j = 0; j < nodes; ++j) {
       const int s = t.rows().node_sequence[j], x = t.rows().node_index[j];
@@ -197,13 +202,17 @@ TEST_P(ChooseTest, GivesTheReferencesBitsOnLargeVocabularies) {
       logits.insert(logits.end(), c.logits.begin(), c.logits.end());
     kernels_.choose({{t.rows().node_count, 0, t.nodes()},
                      {logits.data(), DType::f32, t.nodes(), kVocab},
-                     t.plan(), t.trees(), t.rows(), t.rules(), t.choices()},
+                     t.plan(),
+                     t.trees(),
+                     t.rows(),
+                     t.rules(),
+                     t.choices()},
                     {});
     for (int j = 0; j < t.nodes(); ++j) {
       std::vector<Token> extra = t.tentative(0);
       for (Token token : t.path_tokens(0, j)) extra.push_back(token);
-      const Chosen want = choose_token({c.logits, c.rule, c.counts.data(), c.bias.data(), extra,
-                                        t.position(0, j) + 1});
+      const Chosen want = choose_token(
+          {c.logits, c.rule, c.counts.data(), c.bias.data(), extra, t.position(0, j) + 1});
       ASSERT_EQ(t.choices().token[j], want.token) << "seed " << seed << " node " << j;
     }
   }
@@ -224,7 +233,11 @@ Token choose_one(const CpuKernels& kernels, std::vector<float> logits, const Rul
   t.set_root_position(0, position - 1);
   kernels.choose({{t.rows().node_count, 0, 1},
                   {logits.data(), DType::f32, 1, vocab},
-                  t.plan(), t.trees(), t.rows(), t.rules(), t.choices()},
+                  t.plan(),
+                  t.trees(),
+                  t.rows(),
+                  t.rules(),
+                  t.choices()},
                  {});
   EXPECT_EQ(t.choices().token[0],
             choose_token({logits, rule, counts.data(), bias.data(), {}, position}).token);
@@ -243,10 +256,12 @@ TEST_P(ChooseTest, GreedyTakesTheLargestAndTheLowestIdAmongEquals) {
 
 TEST_P(ChooseTest, BiasAndPenaltiesMoveTheChoice) {
   EXPECT_EQ(choose_one(kernels_, {1, 2, 3}, {.bias = 1}, {}, {5, 0, 0}), 0);
-  EXPECT_EQ(choose_one(kernels_, {2.9f, 0, 3}, {.repetition = 1.2f, .penalties = 1},
-                       {0, 0, 0x80000000u}), 0);  // in the prompt
-  EXPECT_EQ(choose_one(kernels_, {2.9f, 0, 3}, {.frequency = 1, .penalties = 1},
-                       {0, 0, 0x80000000u}), 2);  // the prompt is no output
+  EXPECT_EQ(
+      choose_one(kernels_, {2.9f, 0, 3}, {.repetition = 1.2f, .penalties = 1}, {0, 0, 0x80000000u}),
+      0);  // in the prompt
+  EXPECT_EQ(
+      choose_one(kernels_, {2.9f, 0, 3}, {.frequency = 1, .penalties = 1}, {0, 0, 0x80000000u}),
+      2);  // the prompt is no output
   EXPECT_EQ(choose_one(kernels_, {2.9f, 0, 3}, {.frequency = 0.2f, .penalties = 1}, {0, 0, 1}), 0);
   EXPECT_EQ(choose_one(kernels_, {2.9f, 0, 3}, {.presence = 0.2f, .penalties = 1}, {0, 0, 9}), 0);
   EXPECT_EQ(choose_one(kernels_, {-1.1f, -1}, {.repetition = 1.2f, .penalties = 1}, {0, 1}), 0);
@@ -339,15 +354,21 @@ TEST_P(ChooseTest, LogprobsAreTheLogSoftmaxOfTheRawLogits) {
   for (int vocab : {1, 3, 255, 256, 257, 5000}) {
     for (int top : {0, 1, 5, 20}) {
       Case c = random_case(rng, vocab);
-      if (std::count_if(c.logits.begin(), c.logits.end(), [](float l) { return std::isfinite(l); }) !=
-          vocab)
+      if (std::count_if(c.logits.begin(), c.logits.end(),
+                        [](float l) { return std::isfinite(l); }) != vocab)
         for (float& l : c.logits) l = std::isfinite(l) ? l : -3.f;
       int32_t total = 1, token = static_cast<int32_t>(rng() % vocab);
       float logit = c.logits[token], chosen = 0;
       std::vector<int32_t> top_token(top);
       std::vector<float> top_logprob(top);
-      kernels_.logprobs({{&total, 0, 1}, {c.logits.data(), DType::f32, 1, vocab}, {&token, &logit},
-                         vocab, top, &chosen, top_token.data(), top_logprob.data()},
+      kernels_.logprobs({{&total, 0, 1},
+                         {c.logits.data(), DType::f32, 1, vocab},
+                         {&token, &logit},
+                         vocab,
+                         top,
+                         &chosen,
+                         top_token.data(),
+                         top_logprob.data()},
                         {});
       double most = *std::max_element(c.logits.begin(), c.logits.end()), sum = 0;
       for (float l : c.logits) sum += std::exp(l - most);
@@ -374,8 +395,14 @@ TEST_P(ChooseTest, LogprobsOfInfiniteAndMissingLogitsAreDefined) {
   float logit = 0, chosen = 0;
   int32_t top_token[3];
   float top_logprob[3];
-  kernels_.logprobs({{&total, 0, 1}, {logits.data(), DType::f32, 1, 4}, {&token, &logit}, 4, 3,
-                     &chosen, top_token, top_logprob},
+  kernels_.logprobs({{&total, 0, 1},
+                     {logits.data(), DType::f32, 1, 4},
+                     {&token, &logit},
+                     4,
+                     3,
+                     &chosen,
+                     top_token,
+                     top_logprob},
                     {});
   EXPECT_EQ(chosen, -kInf);
   EXPECT_EQ(top_token[0], 3);

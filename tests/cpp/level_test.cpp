@@ -23,7 +23,7 @@ using fake::Model;
 struct Hierarchy {
   Hierarchy(uint32_t seed, int slots, int context, Flaw flaw = Flaw::none)
       : rng(seed), rules(std::make_shared<fake::Rules>(slots)) {
-    target_model = {.seed = rng(), .level = 0, .agree = 1, .spread = 0.5 + rng() % 4};
+    target_model = {.seed = rng(), .level = 0, .spread = 0.5 + rng() % 4};
     const int levels = static_cast<int>(1 + rng() % 4);
     auto shared = std::make_shared<fake::Cache>(slots);
     target = level(0, levels, slots, context, flaw, shared);
@@ -37,7 +37,7 @@ struct Hierarchy {
     auto cache = k == 0 || share ? above : std::make_shared<fake::Cache>(slots);
     Model model = target_model;
     model.level = k;
-    model.agree = k == 0 ? 1 : 0.3 + static_cast<double>(rng() % 8) / 10;
+    model.agree = 0.3 + static_cast<double>(rng() % 8) / 10;
     const int catch_up = static_cast<int>(rng() % 6);
     std::unique_ptr<Drafter> inner;
     if (k + 1 < levels) {
@@ -46,11 +46,15 @@ struct Hierarchy {
       const auto kind = rng() % 3;
       model.level = k + 1;
       if (kind == 0)
-        inner = std::make_unique<Lookup>(LookupOptions{
-            .tokens = static_cast<int>(1 + rng() % 12), .ngram_max = static_cast<int>(1 + rng() % 4),
-            .ngram_min = 1, .row_cost = 0.001f, .context = context, .sequences = slots});
+        inner = std::make_unique<Lookup>(LookupOptions{.tokens = static_cast<int>(1 + rng() % 12),
+                                                       .ngram_max = static_cast<int>(1 + rng() % 4),
+                                                       .ngram_min = 1,
+                                                       .row_cost = 0.001f,
+                                                       .context = context,
+                                                       .sequences = slots});
       else
-        inner = std::make_unique<FakeDrafter>(model, slots, kind == 1, static_cast<uint32_t>(rng()));
+        inner =
+            std::make_unique<FakeDrafter>(model, slots, kind == 1, static_cast<uint32_t>(rng()));
       model.level = k;
     }
     auto verifier = std::make_unique<FakeVerifier>(
@@ -59,9 +63,12 @@ struct Hierarchy {
         cache, rules);
     return std::make_unique<Level>(
         std::move(verifier), std::move(inner),
-        LevelOptions{.name = "level " + std::to_string(k), .tokens = static_cast<int>(rng() % 12),
-                     .most = rng() % 2 ? 0 : static_cast<int>(1 + rng() % 8), .sequences = slots,
-                     .context = own_context, .tree_capacity = kTree});
+        LevelOptions{.name = "level " + std::to_string(k),
+                     .tokens = static_cast<int>(rng() % 12),
+                     .most = rng() % 2 ? 0 : static_cast<int>(1 + rng() % 8),
+                     .sequences = slots,
+                     .context = own_context,
+                     .tree_capacity = kTree});
   }
 
   static constexpr int kTree = 40;
@@ -102,7 +109,8 @@ class Streams {
     h_.target->forget(slot);
     h_.rules->begin(slot, rule, prompt);
     const int room = context_ - static_cast<int>(prompt.size()) + 1;
-    requests_[slot].emplace(Request{{slot, prompt, prompt.size()}, prompt, rule, std::min(tokens, room)});
+    requests_[slot].emplace(
+        Request{{slot, prompt, prompt.size()}, prompt, rule, std::min(tokens, room)});
   }
   bool running(int slot) const {
     return requests_[slot] && produced(*requests_[slot]) < requests_[slot]->wanted;
@@ -137,6 +145,21 @@ class Streams {
       going[i]->committed = going[i]->tokens.size();
     }
     return true;
+  }
+  /// A round that ends after its drafts, as a cancel may leave it: what the last guess's path says.
+  std::vector<Token> abandon(int slot) {
+    std::vector<Token> path;
+    Drafter* inner = h_.target->inner();
+    Sequence* s = &requests_[slot]->sequence;
+    if (!inner || !running(slot) || h_.target->verifier().room(*s) < 9) return path;
+    h_.target->sync({&s, 1});
+    if (!h_.target->ready(*s) || !inner->ready(*s)) return path;
+    DraftTrees trees(1, 9);
+    const Budget budget{4, 8};
+    inner->draft({&s, 1}, {&budget, 1}, trees);
+    for (int x = trees.count[0] - 1; x > 0; x = trees.parent_at(0, x))
+      path.insert(path.begin(), trees.token_at(0, x));
+    return path;
   }
   const std::vector<Token>& text(int slot) const { return requests_[slot]->sequence.tokens; }
   /// What plain decoding makes of the slot's request, as far as it has come.
@@ -178,15 +201,19 @@ bool equals_plain(uint32_t seed, Flaw flaw, int64_t* drafted_below = nullptr) {
     if (restarts > 0 && rng() % 8 == 0) {  // a cancelled or finished request makes room for another
       --restarts;
       equal = equal && streams.text(slot) == streams.plain(slot);
+      // It begins like the text so far, and perhaps goes on as the levels below had guessed.
+      const std::vector<Token> guessed = streams.abandon(slot);
       std::vector<Token> prompt = streams.text(slot);
-      prompt.resize(1 + rng() % prompt.size());
+      if (guessed.empty()) prompt.resize(1 + rng() % prompt.size());
+      prompt.insert(prompt.end(), guessed.begin(), guessed.end());
       if (rng() % 2)
         for (Token t : random_tokens(rng, 5)) prompt.push_back(t);
       if (static_cast<int>(prompt.size()) > context) prompt.resize(context);
       streams.begin(slot, prompt, random_rule(rng), static_cast<int>(1 + rng() % 60));
     }
   }
-  for (int slot = 0; slot < slots; ++slot) equal = equal && streams.text(slot) == streams.plain(slot);
+  for (int slot = 0; slot < slots; ++slot)
+    equal = equal && streams.text(slot) == streams.plain(slot);
   if (drafted_below)
     for (int slot = 0; slot < slots; ++slot) *drafted_below += h.target->stats(slot).accepted;
   return equal;
@@ -249,7 +276,8 @@ struct One {
     auto drafter = std::make_unique<Scripted>(std::move(chain));
     below = drafter.get();
     options.context = context;
-    level = std::make_unique<Level>(verifier({.seed = 3}, rules, context), std::move(drafter), options);
+    level =
+        std::make_unique<Level>(verifier({.seed = 3}, rules, context), std::move(drafter), options);
   }
   RoundResult advance(Sequence& s, int limit, bool drafts = true) {
     std::vector<Sequence*> batch = {&s};

@@ -65,7 +65,8 @@ TEST(Vocabulary, RefusesWhatIsNotOne) {
   refuse(R"({"model": {"vocab": {"a": 2147483647}}})", {"\"a\"", "far above"});
   refuse(R"({"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 1}]})", {"added token"});
   refuse(R"({"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": "x"}]})", {"added token"});
-  refuse("{\"model\": {\"vocab\": {\"" + std::string(9 << 20, 'a') + "\": 0}}}", {"8 MiB"});
+  refuse(std::string("{\"model\": {\"vocab\": {\"") + std::string(9 << 20, 'a') + "\": 0}}}",
+         {"8 MiB"});
   refuse(std::string(1'000'000, '['), {"64 levels"});
 }
 

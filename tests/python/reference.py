@@ -28,7 +28,11 @@ class Weights:
             for name, info in json.loads(data[8 : 8 + n]).items():
                 if name != "__metadata__":
                     a, b = info["data_offsets"]
-                    self._raw[name] = (info["dtype"], tuple(info["shape"]), data[8 + n + a : 8 + n + b])
+                    self._raw[name] = (
+                        info["dtype"],
+                        tuple(info["shape"]),
+                        data[8 + n + a : 8 + n + b],
+                    )
 
     def __contains__(self, name: str) -> bool:
         return name in self._raw
@@ -36,7 +40,11 @@ class Weights:
     def raw(self, name: str) -> np.ndarray:
         dtype, shape, data = self._raw[name]
         if dtype == "BF16":
-            return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
+            return (
+                (np.frombuffer(data, np.uint16).astype(np.uint32) << 16)
+                .view(np.float32)
+                .reshape(shape)
+            )
         kinds = {"F32": "<f4", "F16": "<f2", "I32": "<i4", "I64": "<i8", "I8": "i1", "U8": "u1"}
         return np.frombuffer(data, kinds[dtype]).reshape(shape)
 
@@ -48,8 +56,10 @@ class Weights:
         if prefix + ".weight_shape" in self:
             n, k = (int(d) for d in self.raw(prefix + ".weight_shape"))
             packed = self.raw(prefix + ".weight_packed").view(np.uint32)
-            codes = (packed[:, :, None] >> (4 * np.arange(8, dtype=np.uint32)) & 15).reshape(n, -1)[:, :k]
-            values = codes.astype(np.float64) - 8
+            bits = 32 * packed.shape[1] // k
+            shifts = bits * np.arange(32 // bits, dtype=np.uint32)
+            codes = (packed[:, :, None] >> shifts & (2**bits - 1)).reshape(n, -1)[:, :k]
+            values = codes.astype(np.float64) - 2 ** (bits - 1)
         elif prefix + ".weight_packed" in self:
             packed = self.raw(prefix + ".weight_packed")
             codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], -1)
@@ -72,20 +82,32 @@ def rope_frequencies(config: dict, head_dim: int) -> tuple[np.ndarray, float]:
         return freq / scaling["factor"], 1.0
     if kind == "llama3":
         original = scaling["original_max_position_embeddings"]
-        low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
+        low, high, factor = (
+            scaling["low_freq_factor"],
+            scaling["high_freq_factor"],
+            scaling["factor"],
+        )
         wave = 2 * math.pi / freq
         smooth = np.clip((original / wave - low) / (high - low), 0, 1)
         return (1 - smooth) * freq / factor + smooth * freq, 1.0
     if kind == "yarn":
-        original = scaling.get("original_max_position_embeddings", config["max_position_embeddings"])
-        fast, slow, factor = scaling.get("beta_fast", 32), scaling.get("beta_slow", 1), scaling["factor"]
+        original = scaling.get(
+            "original_max_position_embeddings", config["max_position_embeddings"]
+        )
+        fast, slow, factor = (
+            scaling.get("beta_fast", 32),
+            scaling.get("beta_slow", 1),
+            scaling["factor"],
+        )
 
         def dim_of(turns: float) -> float:
             return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
         low, high = max(math.floor(dim_of(fast)), 0), min(math.ceil(dim_of(slow)), head_dim - 1)
         ramp = np.clip((np.arange(half) - low) / max(high - low, 0.001), 0, 1)
-        return freq / factor * ramp + freq * (1 - ramp), 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+        return freq / factor * ramp + freq * (1 - ramp), 0.1 * math.log(
+            factor
+        ) + 1 if factor > 1 else 1.0
     return freq, 1.0
 
 
@@ -97,13 +119,38 @@ def int8_rows(x: np.ndarray, group: int) -> np.ndarray:
     return (codes.astype(np.float64) * scale).reshape(x.shape)
 
 
-class Model:
-    """Logits of token ids by the textbook formulas; `act_group` rounds every linear's input."""
+def bf16(x: np.ndarray) -> np.ndarray:
+    """x rounded to bf16."""
+    bits = x.astype(np.float32).view(np.uint32)
+    return (
+        ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000)
+        .astype(np.uint32)
+        .view(np.float32)
+        .astype(np.float64)
+    )
 
-    def __init__(self, directory: Path):
+
+def f16(x: np.ndarray) -> np.ndarray:
+    """x rounded to f16."""
+    return x.astype(np.float16).astype(np.float64)
+
+
+class Model:
+    """Logits of token ids by the textbook formulas.
+
+    `rounded`: what passes from one operator to the next is rounded to the model's 16-bit type, as
+    any engine does in one place or another; the distance to the exact model is what that costs.
+    """
+
+    def __init__(self, directory: Path, rounded: bool = False):
         self.w = Weights(Path(directory))
+        half = f16 if self.w.config.get("torch_dtype") == "float16" else bf16
+        self.round = half if rounded else lambda x: x
         c = self.config = self.w.config
-        self.heads, self.kv = c["num_attention_heads"], c.get("num_key_value_heads", c["num_attention_heads"])
+        self.heads, self.kv = (
+            c["num_attention_heads"],
+            c.get("num_key_value_heads", c["num_attention_heads"]),
+        )
         self.dim = c.get("head_dim") or c["hidden_size"] // self.heads
         self._cache: dict[str, np.ndarray] = {}
         quant = c.get("quantization_config", {}).get("config_groups", {}).get("group_0", {})
@@ -114,8 +161,8 @@ class Model:
             self._cache[prefix] = self.w.linear(prefix)
         if self.int8_inputs and prefix + ".weight_scale" in self.w:
             x = int8_rows(x, x.shape[-1])
-        y = x @ self._cache[prefix].T
-        return y + self.w.raw(prefix + ".bias") if prefix + ".bias" in self.w else y
+        y = self.round(x) @ self._cache[prefix].T
+        return self.round(y + self.w.raw(prefix + ".bias") if prefix + ".bias" in self.w else y)
 
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:
         scale = np.sqrt((x * x).mean(-1, keepdims=True) + self.config["rms_norm_eps"])
@@ -135,7 +182,7 @@ class Model:
         v = self.linear(x, at + ".v_proj").reshape(t, self.kv, self.dim)
         if at + ".q_norm.weight" in self.w:
             q, k = self.norm(q, at + ".q_norm.weight"), self.norm(k, at + ".k_norm.weight")
-        q, k = self.rotate(q), self.rotate(k)
+        q, k = self.round(self.rotate(q)), self.round(self.rotate(k))
         k, v = (np.repeat(z, self.heads // self.kv, axis=1) for z in (k, v))
         scores = np.einsum("qhd,khd->hqk", q, k) / math.sqrt(self.dim)
         scores = np.where(np.tril(np.ones((t, t), bool)), scores, -np.inf)
@@ -150,10 +197,11 @@ class Model:
         for i in range(self.config["num_hidden_layers"]):
             at = f"model.layers.{i}"
             x = x + self.attention(self.norm(x, at + ".input_layernorm.weight"), at + ".self_attn")
+            x = self.round(x)
             h = self.norm(x, at + ".post_attention_layernorm.weight")
             gate, up = self.linear(h, at + ".mlp.gate_proj"), self.linear(h, at + ".mlp.up_proj")
-            x = x + self.linear(gate / (1 + np.exp(-gate)) * up, at + ".mlp.down_proj")
+            x = self.round(x + self.linear(gate / (1 + np.exp(-gate)) * up, at + ".mlp.down_proj"))
         x = self.norm(x, "model.norm.weight")
         if "lm_head.weight" in self.w or "lm_head.weight_packed" in self.w:
             return self.linear(x, "lm_head")
-        return x @ embedding.T
+        return self.round(x) @ embedding.T

@@ -17,7 +17,9 @@ MAX_LINES = 600
 MAX_BYTES = 1 << 20
 
 # Headers of C and C++ themselves, and those that only the lowest layers may use.
-STANDARD = re.compile(r"<([a-z_0-9]+|(assert|errno|limits|math|stdbool|stddef|stdint|stdio|stdlib|string)\.h)>")
+STANDARD = re.compile(
+    r"<([a-z_0-9]+|(assert|errno|limits|math|stdbool|stddef|stdint|stdio|stdlib|string)\.h)>"
+)
 MACHINE = re.compile(r"<(unistd|fcntl|sched|pthread|errno|cpuid|\w+intrin|sys/\w+|linux/\w+)\.h>")
 JSON = re.compile(r"<nlohmann/json(_fwd)?\.hpp>")
 NANOBIND = re.compile(r"<nanobind/[\w/]+\.h>")
@@ -68,7 +70,10 @@ def repository_files():
     """Every file of the repository, as git would commit it now; all but the made ones without git."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if listed.returncode == 0 and listed.stdout:
         paths = [ROOT / line for line in listed.stdout.splitlines()]
@@ -83,8 +88,12 @@ def name_of(path):
 
 
 FILES = repository_files()
-SOURCES = [p for p in FILES if p.suffix in {".h", ".hpp", ".c", ".cpp", ".cu", ".cuh"}
-           and name_of(p).startswith(("engine/", "bindings/", "bench/"))]
+SOURCES = [
+    p
+    for p in FILES
+    if p.suffix in {".h", ".hpp", ".c", ".cpp", ".cu", ".cuh"}
+    and name_of(p).startswith(("engine/", "bindings/", "bench/"))
+]
 SCRIPTS = [p for p in FILES if p.suffix == ".py" and name_of(p).startswith(("python/", "bench/"))]
 
 
@@ -128,7 +137,12 @@ def bad_imports(name, text):
     """The imports of the Python file `name` that it may not have."""
     siblings = {p.stem for p in (ROOT / name).parent.glob("*.py")}
     allowed = next((extra for pattern, extra in IMPORTS if fnmatch(name, pattern)), set())
-    known = sys.stdlib_module_names | EVERYWHERE | allowed | (siblings if name.startswith("bench/") else set())
+    known = (
+        sys.stdlib_module_names
+        | EVERYWHERE
+        | allowed
+        | (siblings if name.startswith("bench/") else set())
+    )
     return [f"{name} imports {i}" for i in imported(text) if i in NEVER or i not in known]
 
 
@@ -148,8 +162,11 @@ def test_every_layer_has_files():
         assert any(name_of(p).startswith(f"engine/{layer}/") for p in SOURCES), layer
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.suffix in
-                                  {".h", ".hpp", ".c", ".cpp", ".cu", ".cuh", ".py", ".cmake"}], ids=name_of)
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if p.suffix in {".h", ".hpp", ".c", ".cpp", ".cu", ".cuh", ".py", ".cmake"}],
+    ids=name_of,
+)
 def test_files_fit_a_sitting(path):
     lines = path.read_text().count("\n")
     assert lines <= MAX_LINES, f"{name_of(path)} has {lines} lines: it has a second idea in it"
@@ -159,55 +176,69 @@ def test_no_large_files():
     assert [name_of(p) for p in FILES if p.stat().st_size > MAX_BYTES] == []
 
 
-@pytest.mark.parametrize("name, line", [
-    ("engine/core/arena.h", '#include "io/checkpoint.h"'),
-    ("engine/core/arena.h", '#include "stepladder/engine.h"'),
-    ("engine/core/dtype.h", "#include <nlohmann/json.hpp>"),
-    ("engine/include/stepladder/engine.h", '#include "core/tensor.h"'),
-    ("engine/include/stepladder/engine.h", "#include <nlohmann/json.hpp>"),
-    ("engine/include/stepladder/engine.h", "#include <unistd.h>"),
-    ("engine/io/json.cpp", '#include "backends/backend.h"'),
-    ("engine/backends/backend.h", '#include "backends/cpu/kernels.h"'),
-    ("engine/backends/cpu/backend.cpp", '#include "formats/linear.h"'),
-    ("engine/formats/linear.h", '#include "backends/cpu/kernels.h"'),
-    ("engine/formats/w4a16/format.cpp", '#include "backends/cpu/kernels.h"'),
-    ("engine/formats/w4a16/cpu.cpp", '#include "model/config.h"'),
-    ("engine/model/transformer.cpp", '#include "formats/w4a16/layout.h"'),
-    ("engine/model/transformer.cpp", '#include "spec/level.h"'),
-    ("engine/spec/level.cpp", '#include "model/config.h"'),
-    ("engine/spec/draft_tree.h", '#  include "formats/linear.h"'),
-    ("engine/spec/drafters/lookup.cpp", '#include "api/engine.h"'),
-    ("engine/spec/model_verifier.cpp", '#include "backends/cpu/kernels.h"'),
-    ("bindings/module.cpp", '#include "spec/level.h"'),
-    ("bindings/module.cpp", '#include "core/error.h"'),
-    ("bench/main.cpp", '#include "formats/linear.h"'),
-    ("engine/new_layer/file.h", ""),
-])
+@pytest.mark.parametrize(
+    "name, line",
+    [
+        ("engine/core/arena.h", '#include "io/checkpoint.h"'),
+        ("engine/core/arena.h", '#include "stepladder/engine.h"'),
+        ("engine/core/dtype.h", "#include <nlohmann/json.hpp>"),
+        ("engine/include/stepladder/engine.h", '#include "core/tensor.h"'),
+        ("engine/include/stepladder/engine.h", "#include <nlohmann/json.hpp>"),
+        ("engine/include/stepladder/engine.h", "#include <unistd.h>"),
+        ("engine/io/json.cpp", '#include "backends/backend.h"'),
+        ("engine/backends/backend.h", '#include "backends/cpu/kernels.h"'),
+        ("engine/backends/cpu/backend.cpp", '#include "formats/linear.h"'),
+        ("engine/formats/linear.h", '#include "backends/cpu/kernels.h"'),
+        ("engine/formats/w4a16/format.cpp", '#include "backends/cpu/kernels.h"'),
+        ("engine/formats/w4a16/cpu.cpp", '#include "model/config.h"'),
+        ("engine/model/transformer.cpp", '#include "formats/w4a16/layout.h"'),
+        ("engine/model/transformer.cpp", '#include "spec/level.h"'),
+        ("engine/spec/level.cpp", '#include "model/config.h"'),
+        ("engine/spec/draft_tree.h", '#  include "formats/linear.h"'),
+        ("engine/spec/drafters/lookup.cpp", '#include "api/engine.h"'),
+        ("engine/spec/model_verifier.cpp", '#include "backends/cpu/kernels.h"'),
+        ("bindings/module.cpp", '#include "spec/level.h"'),
+        ("bindings/module.cpp", '#include "core/error.h"'),
+        ("bench/main.cpp", '#include "formats/linear.h"'),
+        ("engine/new_layer/file.h", ""),
+    ],
+)
 def test_a_wrong_include_is_caught(name, line):
     assert len(bad_includes(name, f"#pragma once\n#include <vector>\n{line}\n")) == 1
 
 
-@pytest.mark.parametrize("name, line", [
-    ("engine/spec/level.cpp", '#include "spec/planner.h"'),
-    ("engine/formats/w4a16/cpu.cpp", '#include "backends/cpu/kernels.h"'),
-    ("engine/core/file.cpp", "#include <sys/mman.h>"),
-    ("engine/model/config.cpp", "#include <nlohmann/json.hpp>"),
-    ("bench/main.cpp", '#include "stepladder/engine.h"'),
-])
+@pytest.mark.parametrize(
+    "name, line",
+    [
+        ("engine/spec/level.cpp", '#include "spec/planner.h"'),
+        ("engine/formats/w4a16/cpu.cpp", '#include "backends/cpu/kernels.h"'),
+        ("engine/core/file.cpp", "#include <sys/mman.h>"),
+        ("engine/model/config.cpp", "#include <nlohmann/json.hpp>"),
+        ("bench/main.cpp", '#include "stepladder/engine.h"'),
+    ],
+)
 def test_a_right_include_is_not(name, line):
     assert bad_includes(name, line) == []
 
 
-@pytest.mark.parametrize("name, line", [
-    ("python/stepladder/text.py", "import torch"),
-    ("python/stepladder/levels.py", "import tokenizers"),
-    ("python/stepladder/cli.py", "def f():\n    from gguf.gguf_reader import GGUFReader"),
-    ("python/stepladder/cli.py", "import requests.adapters as a"),
-    ("bench/demo.py", "from transformers import AutoModel"),
-])
+@pytest.mark.parametrize(
+    "name, line",
+    [
+        ("python/stepladder/text.py", "import torch"),
+        ("python/stepladder/levels.py", "import tokenizers"),
+        ("python/stepladder/cli.py", "def f():\n    from gguf.gguf_reader import GGUFReader"),
+        ("python/stepladder/cli.py", "import requests.adapters as a"),
+        ("bench/demo.py", "from transformers import AutoModel"),
+    ],
+)
 def test_a_wrong_import_is_caught(name, line):
     assert len(bad_imports(name, line)) == 1
 
 
 def test_a_right_import_is_not():
-    assert bad_imports("python/stepladder/text.py", "import os.path\nfrom . import _core\nimport jinja2") == []
+    assert (
+        bad_imports(
+            "python/stepladder/text.py", "import os.path\nfrom . import _core\nimport jinja2"
+        )
+        == []
+    )

@@ -11,59 +11,64 @@
 namespace stepladder {
 
 /// Attention by a plain tree mask: keys in the order of their slots, the region first and then all
-/// of the scratch, those that are not on the row's path weighing 0. Which lane a key's weight is
-/// summed in depends on where the tree put its node.
+/// of the scratch, those that are not on the row's path weighing 0. In which step of the running
+/// softmax a key comes, and so against which maximum its weight is rounded to 16 bits, depends on
+/// where the tree put its node.
 class MaskedSlotsBackend : public CpuBackend {
  public:
   using CpuBackend::CpuBackend;
   void attention(const AttentionArgs& a) override {
-    const KVLayout l = kv_layout(a.kv.spec);
-    const DType t = a.kv.spec.dtype;
-    const int dim = a.kv.spec.head_dim, share = a.heads / a.kv.spec.kv_heads;
-    for (int i = 0; i < live_rows(a.live); ++i) {
-      const uint16_t* base =
-          static_cast<const uint16_t*>(a.kv.data) + kv_base(l, a.layer, a.rows.slot[i]);
-      const int committed = a.rows.committed[i], own = a.rows.scratch[i];
-      const int depth = own < 0 ? 0 : a.rows.position[i] - committed + 1;
-      const uint16_t* path = a.rows.path + size_t(i) * a.rows.depth;
-      for (int h = 0; h < a.heads; ++h) {
-        const uint16_t* q = a.q.as<uint16_t>() + (size_t(i) * a.heads + h) * dim;
-        const int kv_head = h / share;
-        std::vector<float> score, lanes(kLanes, 0.f), out(dim, 0.f);
-        std::vector<const uint16_t*> value;
-        float most = -INFINITY;
-        for (int slot = 0; slot < committed + std::max(own + 1, 0); ++slot) {
-          const bool region = slot < committed;
-          const int node = slot - committed;
-          const bool seen = region || std::find(path, path + depth, node) != path + depth;
-          float s = 0;
-          for (int d = 0; d < dim; ++d) {
-            const uint16_t k =
-                region ? base[key_block(l, kv_head, slot) + in_key_block(slot % kKeyBlock, d)]
-                       : base[scratch_key(l, node, kv_head) + d];
-            s += from_16(t, q[d]) * from_16(t, k);
-          }
-          score.push_back(seen ? s * a.scale : -INFINITY);
-          value.push_back(base +
-                          (region ? value_at(l, kv_head, slot) : scratch_value(l, node, kv_head)));
-          most = std::max(most, score.back());
-        }
-        for (size_t s = 0; s < score.size(); ++s) {
-          const float weight = std::exp(score[s] - most);
-          lanes[s % kLanes] += weight;
-          if (weight > 0)
-            for (int d = 0; d < dim; ++d) out[d] += weight * from_16(t, value[s][d]);
-        }
-        float sum = 0;
-        for (float lane : lanes) sum += lane;
-        uint16_t* to = a.out.as<uint16_t>() + (size_t(i) * a.heads + h) * dim;
-        for (int d = 0; d < dim; ++d) to[d] = to_16(a.out.dtype, out[d] / sum);
-      }
-    }
+    for (int i = 0; i < live_rows(a.live); ++i)
+      for (int h = 0; h < a.heads; ++h) attend(a, i, h);
   }
 
  private:
-  static constexpr int kLanes = 16;
+  static void attend(const AttentionArgs& a, int i, int h) {
+    const KVLayout l = kv_layout(a.kv.spec);
+    const DType t = a.kv.spec.dtype;
+    const int dim = a.kv.spec.head_dim, kv_head = h / (a.heads / a.kv.spec.kv_heads);
+    const auto* base =
+        static_cast<const uint16_t*>(a.kv.data) + kv_base(l, a.layer, a.rows.slot[i]);
+    const int committed = a.rows.committed[i], own = a.rows.scratch[i];
+    const int slots = committed + (own < 0 ? 0 : own + 1);
+    const uint16_t* path = a.rows.path + size_t(i) * a.rows.depth;
+    const uint16_t* end = path + (own < 0 ? 0 : a.rows.position[i] - committed + 1);
+    const uint16_t* q = a.q.as<uint16_t>() + (size_t(i) * a.heads + h) * dim;
+
+    float most = -INFINITY, sum = 0;
+    std::vector<float> out(dim, 0.f);
+    for (int first = 0; first < slots; first += kAttentionStep) {
+      const int last = std::min(first + kAttentionStep, slots);
+      std::vector<float> score;
+      float top = most;
+      for (int slot = first; slot < last; ++slot) {
+        const int node = slot - committed;
+        const uint16_t* key =
+            base + (node < 0 ? key_block(l, kv_head, slot) : scratch_key(l, node, kv_head));
+        float s = 0;
+        for (int d = 0; d < dim; ++d)
+          s += from_16(t, q[d]) *
+               from_16(t, key[node < 0 ? in_key_block(slot % kKeyBlock, d) : size_t(d)]);
+        const bool seen = node < 0 || std::find(path, end, node) != end;
+        score.push_back(seen ? s * a.scale : -INFINITY);
+        top = std::max(top, score.back());
+      }
+      const float shrink = most == top ? 1.f : std::exp(most - top);
+      most = top, sum *= shrink;
+      for (float& o : out) o *= shrink;
+      for (int slot = first; slot < last; ++slot) {
+        const float weight = from_16(t, to_16(t, std::exp(score[slot - first] - most)));
+        if (weight == 0) continue;
+        const uint16_t* value =
+            base + (slot < committed ? value_at(l, kv_head, slot)
+                                     : scratch_value(l, slot - committed, kv_head));
+        sum += weight;
+        for (int d = 0; d < dim; ++d) out[d] += weight * from_16(t, value[d]);
+      }
+    }
+    uint16_t* to = a.out.as<uint16_t>() + (size_t(i) * a.heads + h) * dim;
+    for (int d = 0; d < dim; ++d) to[d] = to_16(a.out.dtype, out[d] / sum);
+  }
 };
 
 /// Linears whose K is summed in two halves when there are more than four rows.

@@ -33,11 +33,12 @@ struct Entry {
   uint64_t text = 0, taint = 0;
 };
 
-/// How one level computes. agree: share of places where its logits order tokens as the target's.
+/// How one level computes. agree: share of places where its logits are the target's, when anything
+/// but the target's arithmetic went into what it reads.
 struct Model {
   uint64_t seed = 0;  // of the language; the same for all levels of a hierarchy
   int level = 0;
-  double agree = 1;
+  double agree = 0.5;
   double spread = 2;
 
   Entry step(const Entry* before, Token token) const {
@@ -48,7 +49,8 @@ struct Model {
   std::vector<float> logits(const Entry& at) const {
     uint64_t state = mix(seed, at.text);
     const bool own_way =
-        at.taint != 0 && mix(mix(state, at.taint), static_cast<uint64_t>(level)) % 1000 >= agree * 1000;
+        at.taint != 0 &&
+        mix(mix(state, at.taint), static_cast<uint64_t>(level)) % 1000 >= agree * 1000;
     if (own_way) state = mix(state, static_cast<uint64_t>(level) + 77);
     std::vector<float> out(kVocab);
     for (int t = 0; t < kVocab; ++t)
@@ -66,7 +68,8 @@ struct Cache {
 /// Every slot's rule, as the engine's rule table holds it.
 struct Rules {
   explicit Rules(int slots)
-      : params(slots), counts(slots, std::vector<uint32_t>(kVocab)),
+      : params(slots),
+        counts(slots, std::vector<uint32_t>(kVocab)),
         bias(slots, std::vector<float>(kVocab)) {}
   void begin(int slot, const RuleParams& rule, std::span<const Token> prompt) {
     params[slot] = rule;
@@ -90,7 +93,9 @@ struct VerifierOptions {
 class FakeVerifier final : public Verifier {
  public:
   FakeVerifier(VerifierOptions options, std::shared_ptr<Cache> cache, std::shared_ptr<Rules> rules)
-      : o_(options), cache_(std::move(cache)), rules_(std::move(rules)),
+      : o_(options),
+        cache_(std::move(cache)),
+        rules_(std::move(rules)),
         usable_(cache_->entries.size()) {}
 
   void sync(Batch batch) override {
@@ -120,7 +125,8 @@ class FakeVerifier final : public Verifier {
   }
   void verify(Batch batch, const DraftTrees& trees, std::span<RoundResult> out) override {
     ++rounds;
-    for (size_t i = 0; i < batch.size(); ++i) verify_one(*batch[i], trees, static_cast<int>(i), out[i]);
+    for (size_t i = 0; i < batch.size(); ++i)
+      verify_one(*batch[i], trees, static_cast<int>(i), out[i]);
   }
 
   int rounds = 0, largest_batch_tree = 0;
@@ -137,14 +143,19 @@ class FakeVerifier final : public Verifier {
   void check_round(const Sequence& s, const DraftTrees& trees, int i) const {
     const int nodes = trees.count[i];
     check(room(s) >= 1, Code::internal, "verify: no room");
-    check(lacking(s) >= 0 && lacking(s) <= o_.catch_up, Code::internal, "verify: lacks ", lacking(s));
+    check(lacking(s) >= 0 && lacking(s) <= o_.catch_up, Code::internal, "verify: lacks ",
+          lacking(s));
     check(nodes >= 1 && nodes <= o_.tree_capacity, Code::internal, "verify: ", nodes, " nodes");
     check(trees.token_at(i, 0) == s.tokens.back(), Code::internal, "verify: another root");
     check(static_cast<int>(s.tokens.size() - s.committed) <= o_.tree_capacity, Code::internal,
           "verify: too many tentative tokens");
     for (int x = 1; x < nodes; ++x) {
-      check(trees.parent_at(i, x) >= 0 && trees.parent_at(i, x) < x, Code::internal, "verify: order");
-      check(trees.depth_at(i, x) < std::min(room(s), kMaxEmitted), Code::internal, "verify: too deep");
+      check(trees.token_at(i, x) >= 0 && trees.token_at(i, x) < kVocab, Code::internal,
+            "verify: token");
+      check(trees.parent_at(i, x) >= 0 && trees.parent_at(i, x) < x, Code::internal,
+            "verify: order");
+      check(trees.depth_at(i, x) < std::min(room(s), kMaxEmitted), Code::internal,
+            "verify: too deep");
     }
     for (int p = 0; p < usable_[s.slot]; ++p)
       check(cache_->entries[s.slot][p].token == s.tokens[p], Code::internal, "verify: not synced");
@@ -161,12 +172,15 @@ class FakeVerifier final : public Verifier {
       const int parent = trees.parent_at(i, x);
       const Entry* before = parent >= 0 ? &entry[parent] : held.empty() ? nullptr : &held.back();
       entry[x] = o_.model.step(before, trees.token_at(i, x));
-      std::vector<Token> extra(s.tokens.begin() + static_cast<int64_t>(s.committed), s.tokens.end());
+      std::vector<Token> extra(s.tokens.begin() + static_cast<int64_t>(s.committed),
+                               s.tokens.end());
       if (o_.flaw != Flaw::forgets_path_counts)
-        for (int at = x; at > 0; at = trees.parent_at(i, at)) extra.push_back(trees.token_at(i, at));
+        for (int at = x; at > 0; at = trees.parent_at(i, at))
+          extra.push_back(trees.token_at(i, at));
       const std::vector<float> logits = o_.model.logits(entry[x]);
-      choice[x] = choose_token({logits, rules_->params[s.slot], rules_->counts[s.slot].data(),
-                                rules_->bias[s.slot].data(), extra, root + trees.depth_at(i, x) + 1});
+      choice[x] =
+          choose_token({logits, rules_->params[s.slot], rules_->counts[s.slot].data(),
+                        rules_->bias[s.slot].data(), extra, root + trees.depth_at(i, x) + 1});
     }
     out = {};
     for (int at = 0; at >= 0;) {
@@ -216,11 +230,13 @@ class FakeDrafter final : public Drafter {
       std::vector<Entry> entry(1);
       for (size_t p = 0; p < s.tokens.size(); ++p)
         entry[0] = model_.step(p ? &entry[0] : nullptr, s.tokens[p]);
-      const int guesses = static_cast<int>(rng_() % (static_cast<uint32_t>(budgets[i].at_most) + 1));
+      const int guesses =
+          static_cast<int>(rng_() % (static_cast<uint32_t>(budgets[i].at_most) + 1));
       for (int x = 1; x <= guesses; ++x) {
         const int parent = chains_ || rng_() % 2 ? x - 1 : static_cast<int>(rng_() % x);
         const std::vector<float> logits = model_.logits(entry[parent]);
-        Token guess = static_cast<Token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+        Token guess =
+            static_cast<Token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
         if (rng_() % 3 == 0) guess = static_cast<Token>(rng_() % kVocab);
         out.add(tree, parent, guess, 0.f);
         entry.push_back(model_.step(&entry[parent], guess));
@@ -246,7 +262,11 @@ inline std::vector<Token> plain_decoding(const Model& target, const RuleParams& 
   for (size_t p = 0; p < prompt.size(); ++p) at = target.step(p ? &at : nullptr, prompt[p]);
   for (int i = 0; i < tokens; ++i) {
     const std::vector<float> logits = target.logits(at);
-    const Token next = choose_token({logits, rule, rules.counts[0].data(), rules.bias[0].data(), {},
+    const Token next = choose_token({logits,
+                                     rule,
+                                     rules.counts[0].data(),
+                                     rules.bias[0].data(),
+                                     {},
                                      static_cast<int32_t>(text.size())})
                            .token;
     ++rules.counts[0][next];

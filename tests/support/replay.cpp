@@ -8,8 +8,8 @@
 namespace stepladder {
 
 std::string Cell::name() const {
-  std::string out =
-      spec.label() + (act == Act::a8 ? "_as_a8" : "") + (cast.empty() ? "" : "_cast_" + cast);
+  std::string out = spec.label() + (spec.group == 32 ? "" : "_g" + std::to_string(spec.group)) +
+                    (act == Act::a8 ? "_as_a8" : "") + (cast.empty() ? "" : "_cast_" + cast);
   for (char& ch : out)
     if (!std::isalnum(static_cast<unsigned char>(ch))) ch = '_';
   return out;
@@ -25,8 +25,15 @@ std::vector<Cell> replay_cells() {
     out.push_back({s});
     if (s.format == "w4a16") out.push_back({s, Act::a8});
   }
-  out.push_back({tiny_formats()[0], Act::a16, "w8a8"});
+  // f16 activations take other kernels than bf16 ones.
+  for (const char* cast : {"w8a16", "w8a8", "w4a16", "mxfp4"})
+    out.push_back({tiny_formats()[1], Act::a16, cast});
+  Cell wide{tiny_formats()[2], Act::a8};  // groups of 64; a width that no 128 divides
+  wide.spec.group = 64, wide.spec.ffn = 320;
+  out.push_back(wide);
   const auto families = tiny_families();
+  out.push_back({families[2]});  // heads of 128
+  out.push_back({families[5]});  // seven queries a key
   out.push_back({families[0]});  // three heads, one of keys and values
   out.push_back({families[3]});  // biases
   out.push_back({families[4]});  // norms of queries and keys
@@ -37,7 +44,8 @@ std::vector<Cell> replay_cells() {
 std::shared_ptr<const Model> load_cell(Backend& backend, const Cell& cell, int positions) {
   const MemoryCheckpoint checkpoint = tiny_checkpoint(cell.spec);
   ModelOptions options;
-  options.cast = cell.cast, options.also_a8 = cell.act == Act::a8, options.positions = positions;
+  options.cast = options.head = cell.cast, options.also_a8 = cell.act == Act::a8,
+  options.positions = positions;
   return std::make_shared<Model>(backend, checkpoint, read_config(checkpoint), options);
 }
 

@@ -17,7 +17,7 @@ namespace stepladder {
 struct Cell {
   TinySpec spec;
   Act act = Act::a16;
-  std::string cast;  // body cast to this format
+  std::string cast;  // body and head cast to this format
 
   std::string name() const;  // of letters, digits and underscores
 };

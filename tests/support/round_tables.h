@@ -14,8 +14,11 @@ namespace stepladder {
 class RoundTables {
  public:
   RoundTables(int sequences, int capacity)
-      : capacity_(capacity), entries_(sequences), tree_count_(sequences),
-        tree_token_(size_t(sequences) * capacity), tree_parent_(size_t(sequences) * capacity),
+      : capacity_(capacity),
+        entries_(sequences),
+        tree_count_(sequences),
+        tree_token_(size_t(sequences) * capacity),
+        tree_parent_(size_t(sequences) * capacity),
         tentative_(sequences) {}
 
   void set_tree(int s, const std::vector<Token>& tokens, const std::vector<int>& parents) {
@@ -145,8 +148,9 @@ class RoundTables {
 inline RoundTables random_round(std::mt19937& rng, int sequences, int most, int vocab) {
   RoundTables t(sequences, std::max(most, 64));
   for (int s = 0; s < sequences; ++s) {
-    const int nodes =
-        sequences > 1 && rng() % 8 == 0 ? 0 : 1 + static_cast<int>(rng() % static_cast<uint32_t>(most));
+    const int nodes = sequences > 1 && rng() % 8 == 0
+                          ? 0
+                          : 1 + static_cast<int>(rng() % static_cast<uint32_t>(most));
     std::vector<Token> tokens, tentative;
     std::vector<int> parents;
     const bool chain = rng() % 2;

@@ -302,7 +302,7 @@ std::vector<TinySpec> tiny_families() {
   smol.heads = 3, smol.kv_heads = 1, smol.width = 96, smol.ffn = 160, smol.tied = true;
   smol.layers = 3;
   TinySpec& mistral = out[2];
-  mistral.heads = 3, mistral.kv_heads = 3, mistral.head_dim = 64, mistral.width = 192;
+  mistral.heads = 2, mistral.kv_heads = 1, mistral.head_dim = 128, mistral.width = 192;
   mistral.vocab = 512, mistral.ffn = 384;
   TinySpec& qwen2 = out[3];
   qwen2.heads = 4, qwen2.kv_heads = 1, qwen2.head_dim = 32, qwen2.tied = true;
@@ -310,6 +310,7 @@ std::vector<TinySpec> tiny_families() {
   qwen3.heads = 4, qwen3.kv_heads = 2, qwen3.head_dim = 64, qwen3.width = 160, qwen3.vocab = 301;
   TinySpec& linear = out[5];
   linear.rope = "linear", linear.head_dim = 16, linear.width = 64;
+  linear.heads = 7, linear.kv_heads = 1;  // Qwen2-0.5B's share of queries a key
   TinySpec& yarn = out[6];
   yarn.rope = "yarn", yarn.layers = 3;
   TinySpec& half = out[7];

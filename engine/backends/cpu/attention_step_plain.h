@@ -1,6 +1,7 @@
-// One step of attention in plain C++, for instruction sets without a body of their own: 32 keys
-// against up to four query heads of one row. Written so that the compiler vectorizes over keys for
-// the scores and over elements for the values.
+// One step of attention without intrinsics, for instruction sets that have no body of their own: 32
+// keys against up to four query heads of one row. The compiler lowers vectors of eight floats to
+// whatever registers there are. Elements are kept in chunks of 16, the eight even ones before the
+// eight odd ones, because that is how one shift and one mask widen a 16-bit row.
 #pragma once
 
 #include "backends/cpu/kv_layout.h"
@@ -11,39 +12,117 @@ namespace {
 
 constexpr int kHeads = 4;         // query heads a step serves together
 constexpr int kMaxHeadDim = 256;  // elements of a head
+constexpr int kChunk = 16;        // elements in an even and an odd vector
+
+typedef float Eight __attribute__((vector_size(32)));
+typedef uint32_t EightBits __attribute__((vector_size(32)));
+typedef int32_t EightInts __attribute__((vector_size(32)));
 
 /// Elements a running sum takes.
-SL_INLINE int padded_dim(int head_dim) { return head_dim; }
+SL_INLINE int padded_dim(int head_dim) { return (head_dim + kChunk - 1) / kChunk * kChunk; }
 
-/// What a row's heads have seen so far: the largest score, the sum of weights in 16 parts by key
-/// position, and the weighted sum of values.
+/// What a row's heads have seen so far: the largest score and the sum of weights in 16 parts by key
+/// position. The weighted sum of values lies apart.
 struct Running {
   float largest[kHeads];
   float weight[kHeads][kLanes];
 };
 
-SL_INLINE void scores(DType t, const uint16_t* const* q, int heads, const uint16_t* block, int dim,
+/// Eight f16 in the low halves -> f32, as widen_f16 does.
+SL_INLINE void widen_eight(const EightBits& x, Eight& to) {
+  const EightBits rest = x & 0x7fffu, shifted = rest << 13;
+  const EightBits finite = (EightBits)((Eight)shifted * 0x1p112f);
+  const EightBits special = (EightBits)((EightInts)rest > 0x7bff);
+  to = (Eight)((special & (shifted | 0x7f800000u)) | (~special & finite) | (x & 0x8000u) << 16);
+}
+
+/// Eight pairs of 16-bit values -> their first and their second elements.
+template <bool kBf16>
+SL_INLINE void split(const EightBits& x, Eight& even, Eight& odd) {
+  if constexpr (kBf16) {
+    even = (Eight)(x << 16), odd = (Eight)(x & 0xffff0000u);
+  } else {
+    widen_eight(x & 0xffffu, even);
+    widen_eight(x >> 16, odd);
+  }
+}
+
+/// s[h][j] = dot product of query h with key j of a block, elements in order.
+template <int kCount, bool kBf16>
+SL_INLINE void scores(const uint16_t* const* q, const uint16_t* block, int dim,
                       float (*s)[kKeyBlock]) {
-  for (int h = 0; h < heads; ++h)
-    for (int j = 0; j < kKeyBlock; ++j) s[h][j] = 0.f;
+  Eight acc[kCount][2] = {};
   for (int i = 0; i < dim / 2; ++i) {
-    float even[kKeyBlock], odd[kKeyBlock];
-    uint32_t pair[kKeyBlock];
-    __builtin_memcpy(pair, block + i * 2 * kKeyBlock, sizeof pair);
-    if (t == DType::bf16)
-      for (int j = 0; j < kKeyBlock; ++j)
-        even[j] = bits_as_float(pair[j] << 16), odd[j] = bits_as_float(pair[j] & 0xffff0000u);
-    else
-      for (int j = 0; j < kKeyBlock; ++j) {
-        even[j] = widen_f16(static_cast<uint16_t>(pair[j]));
-        odd[j] = widen_f16(static_cast<uint16_t>(pair[j] >> 16));
+    Eight even[2], odd[2];
+    for (int b = 0; b < 2; ++b) {
+      EightBits x;
+      __builtin_memcpy(&x, block + i * 2 * kKeyBlock + b * kKeyBlock, sizeof x);
+      split<kBf16>(x, even[b], odd[b]);
+    }
+    for (int h = 0; h < kCount; ++h) {
+      const float q0 = kBf16 ? from_bf16(q[h][2 * i]) : widen_f16(q[h][2 * i]);
+      const float q1 = kBf16 ? from_bf16(q[h][2 * i + 1]) : widen_f16(q[h][2 * i + 1]);
+      for (int b = 0; b < 2; ++b) {
+        acc[h][b] = acc[h][b] + even[b] * q0;
+        acc[h][b] = acc[h][b] + odd[b] * q1;
       }
-    for (int h = 0; h < heads; ++h) {
-      const float q0 = from_16(t, q[h][2 * i]), q1 = from_16(t, q[h][2 * i + 1]);
-      for (int j = 0; j < kKeyBlock; ++j) s[h][j] = s[h][j] + q0 * even[j];
-      for (int j = 0; j < kKeyBlock; ++j) s[h][j] = s[h][j] + q1 * odd[j];
     }
   }
+  for (int h = 0; h < kCount; ++h) __builtin_memcpy(s[h], acc[h], sizeof acc[h]);
+}
+
+/// Adds weight * value for one chunk of elements; `pairs` of its pairs exist.
+template <int kCount, bool kBf16, class Value>
+SL_INLINE void add_values(const float (*p)[kAttentionStep], Value value, int valid, int at,
+                          int pairs, int padded, float* sum) {
+  Eight acc[kCount][2];
+  for (int h = 0; h < kCount; ++h) __builtin_memcpy(acc[h], sum + h * padded + at, sizeof acc[h]);
+  for (int j = 0; j < valid; ++j) {
+    EightBits x = {};
+    if (pairs == 8)
+      __builtin_memcpy(&x, value(j) + at, sizeof x);
+    else
+      __builtin_memcpy(&x, value(j) + at, static_cast<size_t>(pairs) * 4);
+    Eight even, odd;
+    split<kBf16>(x, even, odd);
+    for (int h = 0; h < kCount; ++h) {
+      acc[h][0] = acc[h][0] + even * p[h][j];
+      acc[h][1] = acc[h][1] + odd * p[h][j];
+    }
+  }
+  for (int h = 0; h < kCount; ++h) __builtin_memcpy(sum + h * padded + at, acc[h], sizeof acc[h]);
+}
+
+template <int kCount, bool kBf16, class Value>
+SL_INLINE void step_of(const uint16_t* const* q, const uint16_t* k0, const uint16_t* k1,
+                       Value value, int valid, int dim, float scale, Running& run, float* sum) {
+  const int padded = padded_dim(dim);
+  float s[2][kCount][kKeyBlock], p[kCount][kAttentionStep];
+  scores<kCount, kBf16>(q, k0, dim, s[0]);
+  if (valid > kKeyBlock) scores<kCount, kBf16>(q, k1, dim, s[1]);
+  for (int h = 0; h < kCount; ++h) {
+    const float before = run.largest[h];
+    float top = before;
+    for (int j = 0; j < valid; ++j) {
+      p[h][j] = s[j / kKeyBlock][h][j % kKeyBlock] * scale;
+      top = p[h][j] > top ? p[h][j] : top;
+    }
+    for (int j = valid; j < kAttentionStep; ++j) p[h][j] = top;
+    for (int j = 0; j < kAttentionStep; ++j) p[h][j] = exp2_plain(p[h][j] - top);
+    for (int j = valid; j < kAttentionStep; ++j) p[h][j] = 0.f;
+    if (top != before) {
+      const float shrink = exp2_plain(before - top);
+      run.largest[h] = top;
+      for (int j = 0; j < kLanes; ++j) run.weight[h][j] = run.weight[h][j] * shrink;
+      for (int d = 0; d < padded; ++d) sum[h * padded + d] = sum[h * padded + d] * shrink;
+    }
+    for (int j = 0; j < kLanes; ++j)
+      run.weight[h][j] = run.weight[h][j] + (p[h][j] + p[h][j + kLanes]);
+  }
+  int at = 0;
+  for (; at + kChunk <= dim; at += kChunk)
+    add_values<kCount, kBf16>(p, value, valid, at, 8, padded, sum);
+  if (at < dim) add_values<kCount, kBf16>(p, value, valid, at, (dim - at) / 2, padded, sum);
 }
 
 /// Adds `valid` keys, of which the first 16 lie in k0 and the rest in k1. value(j) is the row of
@@ -51,45 +130,22 @@ SL_INLINE void scores(DType t, const uint16_t* const* q, int heads, const uint16
 template <int kCount, class Value>
 void step(DType t, const uint16_t* const* q, const uint16_t* k0, const uint16_t* k1, Value value,
           int valid, int dim, float scale, Running& run, float* sum) {
-  float s[2][kHeads][kKeyBlock];
-  scores(t, q, kCount, k0, dim, s[0]);
-  if (valid > kKeyBlock) scores(t, q, kCount, k1, dim, s[1]);
-  float p[kHeads][kAttentionStep];
-  for (int h = 0; h < kCount; ++h) {
-    float top = run.largest[h];
-    for (int j = 0; j < valid; ++j) {
-      p[h][j] = s[j / kKeyBlock][h][j % kKeyBlock] * scale;
-      top = p[h][j] > top ? p[h][j] : top;
-    }
-    for (int j = valid; j < kAttentionStep; ++j) p[h][j] = 0.f;
-    for (int j = 0; j < kAttentionStep; ++j) p[h][j] = exp2_plain(p[h][j] - top);
-    for (int j = valid; j < kAttentionStep; ++j) p[h][j] = 0.f;
-    if (top != run.largest[h]) {
-      const float shrink = exp2_plain(run.largest[h] - top);
-      run.largest[h] = top;
-      for (int j = 0; j < kLanes; ++j) run.weight[h][j] = run.weight[h][j] * shrink;
-      for (int d = 0; d < dim; ++d) sum[h * dim + d] = sum[h * dim + d] * shrink;
-    }
-    for (int j = 0; j < kLanes; ++j)
-      run.weight[h][j] = run.weight[h][j] + (p[h][j] + p[h][j + kLanes]);
-  }
-  for (int j = 0; j < valid; ++j) {
-    float v[kMaxHeadDim];
-    widen(t, value(j), v, dim);
-    for (int h = 0; h < kCount; ++h) {
-      const float weight = p[h][j];
-      float* to = sum + h * dim;
-      for (int d = 0; d < dim; ++d) to[d] = to[d] + weight * v[d];
-    }
-  }
+  if (t == DType::bf16)
+    step_of<kCount, true>(q, k0, k1, value, valid, dim, scale, run, sum);
+  else
+    step_of<kCount, false>(q, k0, k1, value, valid, dim, scale, run, sum);
 }
 
-/// Divides by the sum of weights and rounds.
+/// Divides by the sum of weights, rounds and interleaves.
 SL_INLINE void finish(DType t, const Running& run, int head, const float* sum, int dim,
                       uint16_t* out) {
   const float inverse = 1.f / sum_lanes(run.weight[head]);
   float scaled[kMaxHeadDim];
-  for (int d = 0; d < dim; ++d) scaled[d] = sum[d] * inverse;
+  for (int at = 0; at < padded_dim(dim); at += kChunk)
+    for (int i = 0; i < kChunk / 2; ++i) {
+      scaled[at + 2 * i] = sum[at + i] * inverse;
+      scaled[at + 2 * i + 1] = sum[at + kChunk / 2 + i] * inverse;
+    }
   narrow(t, scaled, out, dim);
 }
 

@@ -14,7 +14,7 @@ namespace {
 
 struct Int8Rows {
   static constexpr bool kGrouped = false, kScaled = true;
-  static constexpr int kFirst = tiles::kChannelScales, kStep = 4, kStepBytes = 128, kAhead = 2048;
+  static constexpr int kFirst = tiles::kChannelScales, kStep = 4, kStepBytes = 128;
   const std::byte* tiles;
   size_t tile_bytes;
   explicit Int8Rows(const LinearArgs& a)

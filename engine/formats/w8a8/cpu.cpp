@@ -13,7 +13,7 @@ namespace {
 
 struct Bytes {
   static constexpr bool kGrouped = false, kScaled = true;
-  static constexpr int kFirst = tiles::kChannelScales, kStep = 4, kStepBytes = 128, kAhead = 2048;
+  static constexpr int kFirst = tiles::kChannelScales, kStep = 4, kStepBytes = 128;
   static constexpr int kOffset = 128;
   const std::byte* tiles;
   size_t tile_bytes;

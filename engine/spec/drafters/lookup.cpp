@@ -10,8 +10,8 @@ namespace stepladder {
 
 namespace {
 
-constexpr int kLongest = 16;      // ngram_max at most
-constexpr int kTries = 32;        // positions looked at for one match: others share its hash by chance
+constexpr int kLongest = 16;  // ngram_max at most
+constexpr int kTries = 32;    // positions looked at for one match: others share its hash by chance
 constexpr float kMemory = 0.95f;  // what a record keeps of itself with every guess it adds
 
 // Matches are trusted by class: 1, 2, 3, 4, 5 to 8, 9 to 16, and more tokens. A guess lengthens the
@@ -40,7 +40,8 @@ class Lookup::Index {
       : options_(o), mask_(std::bit_ceil(static_cast<uint32_t>(2 * o.context)) - 1) {
     tokens_.reserve(o.context);
     for (int n = o.ngram_min; n <= o.ngram_max; ++n)
-      chains_.push_back({std::vector<int32_t>(size_t(mask_) + 1, -1), std::vector<int32_t>(o.context)});
+      chains_.push_back(
+          {std::vector<int32_t>(size_t(mask_) + 1, -1), std::vector<int32_t>(o.context)});
     forget();
   }
 
@@ -51,14 +52,16 @@ class Lookup::Index {
 
   void sync(const std::vector<Token>& now) {
     if (now.size() > static_cast<size_t>(options_.context)) return;  // draft() declines as well
-    const auto [mine, theirs] = std::mismatch(tokens_.begin(), tokens_.end(), now.begin(), now.end());
+    const auto [mine, theirs] =
+        std::mismatch(tokens_.begin(), tokens_.end(), now.begin(), now.end());
     const size_t common = static_cast<size_t>(mine - tokens_.begin());
     learn(now, common);
-    while (indexed_ > common) take_back();
+    // The last token's n-grams stay out until something has followed them.
+    const size_t indexable = now.empty() ? 0 : now.size() - 1;
+    while (indexed_ > std::min(common, indexable)) take_back();
     tokens_.erase(mine, tokens_.end());
     tokens_.insert(tokens_.end(), theirs, now.end());
-    // The last token's n-grams wait until something has followed them.
-    while (indexed_ + 1 < tokens_.size()) add();
+    while (indexed_ < indexable) add();
   }
 
   /// Guesses how the sequence goes on; `most` at most. Returns how many there are.
@@ -116,7 +119,8 @@ class Lookup::Index {
 
   Match find() const {
     const size_t size = tokens_.size();
-    for (int n = std::min<int>(options_.ngram_max, static_cast<int>(size)); n >= options_.ngram_min; --n) {
+    for (int n = std::min<int>(options_.ngram_max, static_cast<int>(size)); n >= options_.ngram_min;
+         --n) {
       const Token* suffix = &tokens_[size - n];
       const Chain& c = chains_[n - options_.ngram_min];
       int32_t end = c.latest[bucket(size - 1, n)];
@@ -175,12 +179,14 @@ class Lookup::Index {
 };
 
 Lookup::Lookup(const LookupOptions& options) : options_(options) {
-  check(options.tokens >= 1 && options.tokens < kMaxEmitted, Code::invalid_argument, "lookup: tokens=",
-        options.tokens, " must be 1 to ", kMaxEmitted - 1);
-  check(options.ngram_min >= 1 && options.ngram_min <= options.ngram_max && options.ngram_max <= kLongest,
-        Code::invalid_argument, "lookup: matches of min=", options.ngram_min, " to max=", options.ngram_max,
-        " tokens; they must satisfy 1 <= min <= max <= ", kLongest);
-  check(options.context >= 1 && options.sequences >= 1, Code::internal, "lookup: no context or no slots");
+  check(options.tokens >= 1 && options.tokens < kMaxEmitted, Code::invalid_argument,
+        "lookup: tokens=", options.tokens, " must be 1 to ", kMaxEmitted - 1);
+  check(options.ngram_min >= 1 && options.ngram_min <= options.ngram_max &&
+            options.ngram_max <= kLongest,
+        Code::invalid_argument, "lookup: matches of min=", options.ngram_min,
+        " to max=", options.ngram_max, " tokens; they must satisfy 1 <= min <= max <= ", kLongest);
+  check(options.context >= 1 && options.sequences >= 1, Code::internal,
+        "lookup: no context or no slots");
   index_.reserve(options.sequences);
   for (int slot = 0; slot < options.sequences; ++slot) index_.emplace_back(options_);
 }
@@ -196,9 +202,9 @@ void Lookup::draft(Batch batch, std::span<const Budget> budgets, DraftTrees& out
   for (size_t i = 0; i < batch.size(); ++i) {
     const int sequence = static_cast<int>(i);
     out.reset(sequence, batch[i]->tokens.back());
-    const int count = budgets[i].at_most < 1
-                          ? 0
-                          : index_[batch[i]->slot].draft(batch[i]->tokens, budgets[i].at_most, guesses);
+    const int count = budgets[i].at_most < 1 ? 0
+                                             : index_[batch[i]->slot].draft(
+                                                   batch[i]->tokens, budgets[i].at_most, guesses);
     for (int d = 0; d < count; ++d)
       if (out.add(sequence, d, guesses[d], 0.f) < 0) break;
   }

@@ -22,12 +22,12 @@
 namespace stepladder {
 
 struct LookupOptions {
-  int tokens = 10;        // most guesses a round
-  int ngram_max = 4;      // longest match looked for; longer ones were not better trusted
-  int ngram_min = 1;      // shortest; single tokens are soon distrusted where they mislead
-  float row_cost = 0.04f; // of checking one more row, as a share of a round of one row
-  int context = 0;        // tokens a sequence may hold
-  int sequences = 1;      // slots
+  int tokens = 10;         // most guesses a round
+  int ngram_max = 4;       // longest match looked for; longer ones were not better trusted
+  int ngram_min = 1;       // shortest; single tokens are soon distrusted where they mislead
+  float row_cost = 0.04f;  // of checking one more row, as a share of a round of one row
+  int context = 0;         // tokens a sequence may hold
+  int sequences = 1;       // slots
 };
 
 class Lookup final : public Drafter {

@@ -96,8 +96,8 @@ void accept(const AcceptArgs& a, Lane lane) {
         result.token[emitted] = token, result.logit[emitted] = a.choices.logit[base + node];
         ++emitted;
         int child = node + 1;
-        while (child < nodes && !(a.trees.parent[tree + child] == node &&
-                                  a.trees.token[tree + child] == token))
+        while (child < nodes &&
+               !(a.trees.parent[tree + child] == node && a.trees.token[tree + child] == token))
           ++child;
         node = child;
       }

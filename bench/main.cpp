@@ -1,0 +1,349 @@
+// stepladder-bench: the engine's speed on one model, as shares of the read bandwidth measured in
+// the same run, and plain decoding beside a hierarchy with the proof that both say the same.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <thread>
+
+#include "bench/bandwidth.h"
+#include "bench/options.h"
+#include "stepladder/engine.h"
+#include "stepladder/version.h"
+
+namespace {
+
+using namespace bench;
+using stepladder::Chunk;
+using stepladder::Engine;
+using stepladder::Info;
+using stepladder::LevelStats;
+using stepladder::Request;
+using stepladder::Stats;
+using stepladder::Token;
+
+double median(std::vector<double> v) {
+  std::nth_element(v.begin(), v.begin() + v.size() / 2, v.end());
+  return v[v.size() / 2];
+}
+
+/// 64-bit FNV-1a over tokens (int32) and the bits of their logits (float32), little-endian.
+class Hash {
+ public:
+  void add(const std::vector<Token>& tokens, const std::vector<float>& logits) {
+    for (size_t i = 0; i < tokens.size(); ++i) word(&tokens[i]), word(&logits[i]);
+  }
+  std::string text() const {
+    char out[17];
+    std::snprintf(out, sizeof out, "%016llx", static_cast<unsigned long long>(value_));
+    return out;
+  }
+
+ private:
+  void word(const void* p) {
+    unsigned char bytes[4];
+    std::memcpy(bytes, p, 4);
+    for (unsigned char b : bytes) value_ = (value_ ^ b) * 0x100000001B3u;
+  }
+  uint64_t value_ = 0xCBF29CE484222325u;
+};
+
+/// JSON lines; the caller writes the fields, already as JSON.
+class Lines {
+ public:
+  explicit Lines(const std::string& path) : file_(path.empty() ? stdout : std::fopen(path.c_str(), "w")) {
+    if (!file_) throw std::runtime_error("--json: cannot write " + path);
+  }
+  ~Lines() {
+    if (file_ != stdout) std::fclose(file_);
+  }
+  template <class... Args>
+  void write(const char* bench, const char* format, Args... args) {
+    std::fprintf(file_, "{\"bench\": \"%s\", ", bench);
+    std::fprintf(file_, format, args...);
+    std::fprintf(file_, "}\n");
+    std::fflush(file_);
+  }
+
+ private:
+  FILE* file_;
+};
+
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (char c : text) {
+    if (c == '"' || c == '\\') out += '\\';
+    if (static_cast<unsigned char>(c) >= 0x20) out += c;
+  }
+  return out + "\"";
+}
+
+struct Told {
+  std::vector<Token> tokens;
+  std::vector<float> logits;
+  Stats stats;
+};
+
+Told take(stepladder::Stream& stream) {
+  Told out;
+  for (Chunk chunk; stream.next(chunk);) {
+    out.tokens.insert(out.tokens.end(), chunk.tokens.begin(), chunk.tokens.end());
+    out.logits.insert(out.logits.end(), chunk.logits.begin(), chunk.logits.end());
+  }
+  out.stats = stream.stats();
+  return out;
+}
+
+class Bench {
+ public:
+  explicit Bench(const Settings& settings) : s_(settings), lines_(settings.json) {
+    const int threads = s_.threads ? s_.threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    meter_ = std::make_unique<BandwidthMeter>(threads, size_t{768} << 20);
+    std::fprintf(stderr, "read bandwidth  %.2f GB/s before loading, %d threads\n", meter_->sample() / 1e9, threads);
+    stepladder::Options options;
+    options.draft = stepladder::parse_draft(s_.draft);
+    options.context = s_.context, options.threads = threads, options.isa = s_.isa, options.head = s_.head;
+    for (int n : s_.sequences) options.max_sequences = std::max(options.max_sequences, n);
+    engine_ = Engine::load(s_.model, options);
+    describe();
+    made_up_ = s_.prompts.empty();
+    for (unsigned i = 0; made_up_ && i < 4; ++i) s_.prompts.push_back(random_prompt(64));
+  }
+
+  /// Whether everything that had to be equal was.
+  bool run() {
+    decode();
+    if (s_.prompt_block) prompt();
+    if (!s_.rows.empty()) rows();
+    for (int n : s_.sequences)
+      if (n > 1) streams(n);
+    return s_.draft.empty() || hierarchy();
+  }
+
+ private:
+  const Info& info() const { return engine_->info(); }
+
+  std::vector<Token> random_prompt(int n) {
+    std::vector<Token> out(n);
+    for (Token& t : out) t = static_cast<Token>(random_() % static_cast<unsigned>(info().vocab));
+    return out;
+  }
+
+  Request request(const std::vector<Token>& prompt, int tokens, bool draft) const {
+    Request r;
+    r.prompt = prompt, r.max_tokens = tokens, r.draft = draft;
+    r.ignore_eos = s_.ignore_eos || made_up_, r.sampling = s_.sampling;
+    return r;
+  }
+
+  void describe() {
+    for (const auto& level : info().levels)
+      std::fprintf(stderr, "%-22s %s%s%s%s  %.1f MB a pass, %.1f MB held%s\n", level.name.c_str(), level.format.c_str(),
+                   level.head.empty() || level.head == level.format ? "" : (", head " + level.head).c_str(),
+                   level.act.empty() ? "" : " ", level.act.c_str(), double(level.pass_bytes) / 1e6,
+                   double(level.weight_bytes + level.cache_bytes) / 1e6,
+                   level.tokens ? (", " + std::to_string(level.tokens) + " drafts a round").c_str() : "");
+    lines_.write("model", "\"version\": \"%s\", \"model\": %s, \"backend\": %s, \"format\": %s, \"head\": %s, "
+                 "\"context\": %d, \"threads\": %d, \"pass_bytes\": %zu, \"draft\": %s",
+                 STEPLADDER_VERSION, quoted(s_.model).c_str(), quoted(info().backend).c_str(),
+                 quoted(info().levels[0].format).c_str(), quoted(info().levels[0].head).c_str(), info().context,
+                 info().threads, info().levels[0].pass_bytes, quoted(s_.draft).c_str());
+  }
+
+  /// Plain decoding of one stream, a sample of the bandwidth before and after each run: tokens a
+  /// second, and the share of the bandwidth that reading the weights once a token comes to.
+  void decode() {
+    std::vector<double> speeds, shares, bandwidths = {meter_->sample()};
+    for (int r = 0; r < s_.repeats; ++r) {
+      auto stream = engine_->submit(request(random_prompt(16), s_.tokens, false));
+      speeds.push_back(take(*stream).stats.tokens_per_second());
+      bandwidths.push_back(meter_->sample());
+      const double around = (bandwidths[bandwidths.size() - 2] + bandwidths.back()) / 2;
+      shares.push_back(speeds.back() * double(info().levels[0].pass_bytes) / around);
+    }
+    plain_ = median(speeds);
+    const double share = median(shares), bandwidth = median(bandwidths);
+    const auto [least, most] = std::minmax_element(speeds.begin(), speeds.end());
+    const auto [low, high] = std::minmax_element(bandwidths.begin(), bandwidths.end());
+    std::fprintf(stderr, "read bandwidth  %.2f GB/s (%.2f to %.2f)\n", bandwidth / 1e9, *low / 1e9, *high / 1e9);
+    std::fprintf(stderr, "plain decode    %.1f tokens/s (%.1f to %.1f), %.1f%% of the read bandwidth\n", plain_, *least,
+                 *most, share * 100);
+    lines_.write("bandwidth", "\"bytes_per_s\": %.0f, \"least\": %.0f, \"most\": %.0f, \"threads\": %d", bandwidth,
+                 *low, *high, info().threads);
+    lines_.write("decode", "\"tokens_per_s\": %.2f, \"bandwidth_share\": %.4f, \"tokens\": %d, \"repeats\": %d", plain_,
+                 share, s_.tokens, s_.repeats);
+  }
+
+  /// Prompt reading, and the time to the first token with and without levels below.
+  void prompt() {
+    const int n = std::min(s_.prompt_block, info().context - 1);
+    std::vector<double> ms[2];
+    for (int r = 0; r < s_.repeats; ++r)
+      for (bool draft : {false, true}) {
+        if (draft && s_.draft.empty()) continue;
+        auto stream = engine_->submit(request(random_prompt(n), 2, draft));
+        ms[draft].push_back(take(*stream).stats.first_token_ms);
+      }
+    const double plain = median(ms[0]);
+    std::fprintf(stderr, "prompt of %-5d %.1f tokens/s, first token after %.1f ms\n", n, n * 1e3 / plain, plain);
+    lines_.write("prompt", "\"tokens\": %d, \"tokens_per_s\": %.2f, \"first_token_ms\": %.3f", n, n * 1e3 / plain, plain);
+    if (ms[1].empty()) return;
+    const double levels = median(ms[1]);
+    std::fprintf(stderr, "                with levels after %.1f ms, %.3fx\n", levels, levels / plain);
+    lines_.write("first_token", "\"plain_ms\": %.3f, \"levels_ms\": %.3f, \"ratio\": %.4f", plain, levels, levels / plain);
+  }
+
+  void rows() {
+    std::vector<int> sizes = {1};
+    for (int n : s_.rows)
+      if (n > 1) sizes.push_back(n);
+    const int context = std::min(96, info().context - *std::max_element(sizes.begin(), sizes.end()));
+    const auto ms = engine_->verify_ms(sizes, context, 4 * s_.repeats + 1);
+    std::fprintf(stderr, "checking rows  ");
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      std::fprintf(stderr, " %d: %.3f ms (%.3fx)", sizes[i], ms[i], ms[i] / ms[0]);
+      lines_.write("rows", "\"rows\": %d, \"ms\": %.4f, \"ratio\": %.4f, \"context\": %d", sizes[i], ms[i], ms[i] / ms[0], context);
+    }
+    std::fprintf(stderr, "\n");
+  }
+
+  void streams(int n) {
+    std::vector<double> speeds;
+    for (int r = 0; r < s_.repeats; ++r) {
+      std::vector<std::shared_ptr<stepladder::Stream>> all;
+      for (int i = 0; i < n; ++i) all.push_back(engine_->submit(request(random_prompt(16), s_.tokens, false)));
+      const auto start = std::chrono::steady_clock::now();
+      std::vector<std::thread> callers;
+      for (auto& stream : all) callers.emplace_back([&stream] { take(*stream); });
+      for (auto& caller : callers) caller.join();
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+      speeds.push_back(n * s_.tokens / took.count());
+    }
+    const double speed = median(speeds);
+    std::fprintf(stderr, "%d streams       %.1f tokens/s together, %.2fx one\n", n, speed, speed / plain_);
+    lines_.write("streams", "\"streams\": %d, \"tokens_per_s\": %.2f, \"ratio\": %.4f", n, speed, speed / plain_);
+  }
+
+  /// Plain and hierarchy alternate prompt by prompt, the one that goes first changing each time.
+  bool hierarchy() {
+    Hash hash[2];
+    double ms[2] = {0, 0};
+    int64_t tokens = 0, grams = 0, repeated = 0;
+    size_t differing = 0;
+    std::vector<LevelStats> levels;
+    for (size_t i = 0; i < s_.prompts.size(); ++i) {
+      Told told[2];
+      for (int turn = 0; turn < 2; ++turn) {
+        const bool draft = (turn == 1) == (i % 2 == 0);
+        told[draft] = take(*engine_->submit(request(s_.prompts[i], s_.tokens, draft)));
+      }
+      for (int draft : {0, 1}) {
+        hash[draft].add(told[draft].tokens, told[draft].logits);
+        ms[draft] += told[draft].stats.decode_ms;
+      }
+      const bool equal = told[0].tokens == told[1].tokens &&
+                         std::memcmp(told[0].logits.data(), told[1].logits.data(), told[0].logits.size() * 4) == 0;
+      differing += !equal;
+      tokens += static_cast<int64_t>(told[0].tokens.size());
+      count_repeats(told[0].tokens, grams, repeated);
+      add(levels, told[1].stats.levels);
+      lines_.write("prompt_pair", "\"index\": %zu, \"tokens\": %zu, \"plain_ms\": %.3f, \"levels_ms\": %.3f, \"equal\": %s",
+                   i, told[0].tokens.size(), told[0].stats.decode_ms, told[1].stats.decode_ms, equal ? "true" : "false");
+    }
+    const bool equal = differing == 0 && hash[0].text() == hash[1].text();
+    const double n = double(tokens) - double(s_.prompts.size()), ratio = ms[0] / ms[1];
+    const double repeats = grams ? double(repeated) / double(grams) : 0;
+    std::fprintf(stderr, "plain           %.1f tokens/s  hash=%s\n", n * 1e3 / ms[0], hash[0].text().c_str());
+    std::fprintf(stderr, "%-15s %.1f tokens/s  hash=%s  %.3fx%s\n", s_.draft.c_str(), n * 1e3 / ms[1],
+                 hash[1].text().c_str(), ratio, equal ? "" : "  THE TEXTS DIFFER");
+    std::fprintf(stderr, "                %zu prompts, %lld tokens, %.1f%% of 8-grams repeated\n", s_.prompts.size(),
+                 static_cast<long long>(tokens), repeats * 100);
+    for (const LevelStats& l : levels) {
+      std::fprintf(stderr, "  %-20s %lld rounds, acceptance length %.2f (%lld of %lld drafts), drafting %.1f ms, verifying %.1f ms\n",
+                   l.name.c_str(), static_cast<long long>(l.rounds), l.acceptance_length(), static_cast<long long>(l.accepted),
+                   static_cast<long long>(l.drafted), l.draft_ms, l.verify_ms);
+      lines_.write("level", "\"name\": %s, \"rounds\": %lld, \"acceptance_length\": %.4f, \"drafted\": %lld, \"accepted\": %lld, "
+                   "\"draft_ms\": %.3f, \"verify_ms\": %.3f, \"accepted_at\": %s, \"drafted_at\": %s",
+                   quoted(l.name).c_str(), static_cast<long long>(l.rounds), l.acceptance_length(),
+                   static_cast<long long>(l.drafted), static_cast<long long>(l.accepted), l.draft_ms, l.verify_ms,
+                   list(l.accepted_at).c_str(), list(l.drafted_at).c_str());
+    }
+    lines_.write("hierarchy", "\"draft\": %s, \"prompts\": %zu, \"tokens\": %lld, \"plain_ms\": %.3f, \"levels_ms\": %.3f, "
+                 "\"ratio\": %.4f, \"repeated_8grams\": %.4f, \"plain_hash\": \"%s\", \"levels_hash\": \"%s\", \"equal\": %s",
+                 quoted(s_.draft).c_str(), s_.prompts.size(), static_cast<long long>(tokens), ms[0], ms[1], ratio, repeats,
+                 hash[0].text().c_str(), hash[1].text().c_str(), equal ? "true" : "false");
+    return equal;
+  }
+
+  static std::string list(std::vector<int64_t> values) {
+    while (!values.empty() && values.back() == 0) values.pop_back();
+    std::string out = "[";
+    for (int64_t v : values) out += (out.size() > 1 ? ", " : "") + std::to_string(v);
+    return out + "]";
+  }
+
+  /// Runs of 8 tokens that the same text has had before: what flatters a lookup.
+  static void count_repeats(const std::vector<Token>& tokens, int64_t& grams, int64_t& repeated) {
+    std::vector<std::vector<Token>> seen;
+    for (size_t i = 0; i + 8 <= tokens.size(); ++i, ++grams) {
+      std::vector<Token> gram(tokens.begin() + static_cast<long>(i), tokens.begin() + static_cast<long>(i) + 8);
+      const auto at = std::lower_bound(seen.begin(), seen.end(), gram);
+      if (at != seen.end() && *at == gram)
+        ++repeated;
+      else
+        seen.insert(at, std::move(gram));
+    }
+  }
+
+  static void add(std::vector<LevelStats>& sum, const std::vector<LevelStats>& one) {
+    if (sum.empty()) {
+      sum = one;
+      return;
+    }
+    const auto add_each = [](std::vector<int64_t>& to, const std::vector<int64_t>& from) {
+      to.resize(std::max(to.size(), from.size()));
+      for (size_t i = 0; i < from.size(); ++i) to[i] += from[i];
+    };
+    for (size_t k = 0; k < one.size(); ++k) {
+      sum[k].rounds += one[k].rounds, sum[k].drafted += one[k].drafted, sum[k].accepted += one[k].accepted;
+      sum[k].emitted += one[k].emitted, sum[k].rows += one[k].rows;
+      sum[k].draft_ms += one[k].draft_ms, sum[k].verify_ms += one[k].verify_ms;
+      add_each(sum[k].accepted_at, one[k].accepted_at), add_each(sum[k].drafted_at, one[k].drafted_at);
+    }
+  }
+
+  Settings s_;
+  Lines lines_;
+  std::unique_ptr<BandwidthMeter> meter_;
+  std::shared_ptr<Engine> engine_;
+  std::mt19937 random_{12345};
+  bool made_up_ = false;
+  double plain_ = 0;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Settings settings;
+  try {
+    if (argc > 1 && (!std::strcmp(argv[1], "--help") || !std::strcmp(argv[1], "-h"))) {
+      std::fputs(kUsage, stdout);
+      return 0;
+    }
+    settings = read_settings(argc, argv);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "stepladder-bench: %s\n\n%s", e.what(), kUsage);
+    return 2;
+  }
+  try {
+    return Bench(settings).run() ? 0 : 1;
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "stepladder-bench: %s\n", e.what());
+    return 2;
+  }
+}

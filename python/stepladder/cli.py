@@ -1,0 +1,443 @@
+"""The command `stepladder`. Only results go to standard output; all else goes to standard error.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bad model, 4 out of memory, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from .errors import (
+    Error,
+    FileError,
+    InvalidArgumentError,
+    ModelFormatError,
+    UnsupportedError,
+    VocabMismatchError,
+)
+
+FAILED, USAGE, BAD_MODEL, NO_MEMORY, INTERRUPTED = 1, 2, 3, 4, 130
+
+
+class _BadModelFile(Exception):
+    """A file error met while a model was opened."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    args = _parser().parse_args(arguments)
+    logging.basicConfig(
+        stream=sys.stderr,
+        format="%(message)s",
+        level=logging.INFO if args.verbose else logging.WARNING,
+    )
+    # A plain kill cleans up as Ctrl-C does.
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read standard output has gone; nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except MemoryError as error:
+        return _complain(error, NO_MEMORY)
+    except InvalidArgumentError as error:
+        return _complain(error, USAGE)
+    except (ModelFormatError, UnsupportedError, VocabMismatchError, _BadModelFile) as error:
+        return _complain(error, BAD_MODEL)
+    except (Error, OSError) as error:
+        return _complain(error, FAILED)
+
+
+def _complain(error: BaseException, code: int) -> int:
+    print(f"stepladder: {error or type(error).__name__}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stepladder", description="Language models through a hierarchy of draft levels."
+    )
+    from . import __version__
+
+    parser.add_argument("--version", action="version", version=f"stepladder {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.add_argument(
+            "-v", "--verbose", action="store_true", help="say what is loaded, on standard error"
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("generate", _generate, "Answer one prompt.")
+    _add_model(sub)
+    sub.add_argument("prompt", nargs="?", help="the prompt; standard input when left out or -")
+    sub.add_argument(
+        "-p", "--prompt", dest="prompt_option", metavar="TEXT", help="the prompt, as an option"
+    )
+    sub.add_argument(
+        "--raw", action="store_true", help="continue the text itself, without the chat template"
+    )
+    sub.add_argument("--system", metavar="TEXT", help="a system message")
+    sub.add_argument("--stats", action="store_true", help="show statistics, on standard error")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_load(sub)
+    _add_sampling(sub)
+
+    sub = command("chat", _chat, "Talk with a model.")
+    _add_model(sub)
+    sub.add_argument("--system", metavar="TEXT", help="a system message")
+    sub.add_argument(
+        "--stats", action="store_true", help="show statistics after each answer, on standard error"
+    )
+    _add_load(sub)
+    _add_sampling(sub)
+
+    sub = command("inspect", _inspect, "Show what a model is, without loading its weights.")
+    _add_model(sub)
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+    sub = command("convert", _convert, "Convert a GGUF file to a model directory.")
+    sub.add_argument("source", metavar="FILE.gguf")
+    sub.add_argument("target", metavar="DIRECTORY")
+    sub.add_argument(
+        "--dtype", choices=["bf16", "f16"], default="bf16", help="of the weights (bf16)"
+    )
+    sub.add_argument("--force", action="store_true", help="replace a model that is there")
+
+    sub = command("quantize", _quantize, "Write a model with its weights in fewer bits.")
+    sub.add_argument("source", metavar="MODEL")
+    sub.add_argument("target", metavar="DIRECTORY")
+    sub.add_argument("--format", required=True, help="w8a16, w8a8, w4a16 or mxfp4")
+    sub.add_argument(
+        "--group", type=int, default=0, metavar="N", help="weights per scale (the format's default)"
+    )
+    sub.add_argument(
+        "--head", metavar="FORMAT", help="the output matrix too; it otherwise stays as it is"
+    )
+    sub.add_argument("--force", action="store_true", help="replace a model that is there")
+
+    sub = command("verify", _verify, "Compare levels on with levels off, bit for bit.")
+    _add_model(sub)
+    sub.add_argument("prompt", nargs="?", help="one question instead of the built-in ones")
+    _add_questions(sub)
+    sub.add_argument(
+        "--sequences",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run N at once with levels, each alone without",
+    )
+    sub.add_argument("--json", action="store_true", help="print one JSON object a line")
+    _add_load(sub, many=True)
+    _add_sampling(sub)
+
+    sub = command("bench", _bench, "Time levels against plain decoding.")
+    _add_model(sub)
+    _add_questions(sub)
+    sub.add_argument("--json", action="store_true", help="print one JSON object a line")
+    _add_load(sub, many=True)
+    _add_sampling(sub)
+    return parser
+
+
+def _add_model(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "model", metavar="MODEL", help="a directory, or ORG/NAME in the local Hugging Face cache"
+    )
+
+
+def _add_load(sub: argparse.ArgumentParser, many: bool = False) -> None:
+    group = sub.add_argument_group("loading")
+    if many:
+        group.add_argument("--draft", action="append", metavar="LEVELS",
+                           help='such as "cast:mxfp4:shared:tokens=4,lookup"; several are run one after the other')  # fmt: skip
+    else:
+        group.add_argument(
+            "--draft", metavar="LEVELS", help='such as "cast:mxfp4:shared:tokens=4,lookup"'
+        )
+    group.add_argument("--context", type=int, metavar="N", help="tokens a sequence may hold")
+    group.add_argument("--threads", type=int, metavar="N")
+    group.add_argument("--device", default="cpu")
+    group.add_argument("--isa", help="portable, avx2 or avx512 (the best there is)")
+    group.add_argument("--head", metavar="FORMAT", help="the output matrix's format (as stored)")
+
+
+def _add_sampling(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("sampling (greedy unless a temperature is given)")
+    group.add_argument("--max-tokens", "--tokens", type=int, default=None, metavar="N")
+    for name in (
+        "temperature",
+        "top-p",
+        "min-p",
+        "repetition-penalty",
+        "frequency-penalty",
+        "presence-penalty",
+    ):
+        group.add_argument(f"--{name}", type=float, metavar="X")
+    group.add_argument("--top-k", type=int, metavar="N")
+    group.add_argument("--seed", type=int, metavar="N")
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT", help="ends the text; may be given more than once"
+    )
+    group.add_argument("--ignore-eos", action="store_true", help="go on at end tokens")
+    group.add_argument(
+        "--generation-config", action="store_true", help="the model's own sampling settings"
+    )
+
+
+def _add_questions(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--questions",
+        metavar="FILE",
+        help="JSON lines with category and turns, as Spec-Bench has them",
+    )
+    sub.add_argument(
+        "--per-group", type=int, default=0, metavar="N", help="questions of each group (all)"
+    )
+
+
+def _request(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "frequency_penalty",
+             "presence_penalty", "stop", "max_tokens")  # fmt: skip
+    given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    return given | {"ignore_eos": args.ignore_eos, "generation_config": args.generation_config}
+
+
+def _load(args: argparse.Namespace, draft: str | None, max_sequences: int = 1) -> Any:
+    from .model import load
+
+    with _opening():
+        return load(args.model, draft, context=args.context, threads=args.threads, device=args.device, isa=args.isa,
+                    head=args.head, max_sequences=max_sequences)  # fmt: skip
+
+
+@contextlib.contextmanager
+def _opening() -> Iterator[None]:
+    try:
+        yield
+    except FileError as error:
+        raise _BadModelFile(str(error)) from error
+
+
+@contextlib.contextmanager
+def _interruptible(stream: Any) -> Iterator[None]:
+    """The first Ctrl-C ends the stream, the second the program."""
+    presses = 0
+
+    def press(*_: object) -> None:
+        nonlocal presses
+        presses += 1
+        if presses > 1:
+            os._exit(INTERRUPTED)
+        stream.cancel()
+
+    previous = signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    prompt = args.prompt_option if args.prompt_option is not None else args.prompt
+    if prompt in (None, "-"):
+        prompt = sys.stdin.read()
+    with _load(args, args.draft) as model:
+        if not args.raw and model.text.template is not None:
+            system = [{"role": "system", "content": args.system}] if args.system is not None else []
+            prompt = [*system, {"role": "user", "content": prompt}]
+        elif args.system is not None:
+            raise InvalidArgumentError("--system needs a model with a chat template, and no --raw")
+        stream = model.stream(prompt, **_request(args))
+        parts: list[Any] = []
+        with _interruptible(stream):
+            for piece in stream:
+                parts.append(piece)
+                if not args.json:
+                    sys.stdout.write(piece.text)
+                    sys.stdout.flush()
+        if args.json:
+            answer = {"text": "".join(p.text for p in parts), "tokens": [t for p in parts for t in p.tokens],
+                      "finish_reason": stream.finish_reason, "seed": stream.seed, "stats": stream.stats.as_dict()}  # fmt: skip
+            print(json.dumps(answer, ensure_ascii=False))
+        else:
+            print()
+        if args.stats:
+            _show_stats(stream)
+    return 0
+
+
+def _show_stats(stream: Any) -> None:
+    stats = stream.stats
+    lines = [f"{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s, first after {stats.first_token_ms:.0f} ms; "
+             f"prompt {stats.prompt_tokens} tokens, {stats.cached_tokens} from the cache; {stream.finish_reason}; "
+             f"seed {stats.seed}"]  # fmt: skip
+    for level in stats.levels:
+        lines.append(f"  {level.name}: {level.rounds} rounds of {level.acceptance_length:.2f} tokens, "
+                     f"drafting {level.draft_ms:.0f} ms, verifying {level.verify_ms:.0f} ms")  # fmt: skip
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    interactive = sys.stdin.isatty()
+    with _load(args, args.draft) as model:
+        chat = model.chat(args.system, **_request(args))
+        if interactive:
+            print(
+                "Ctrl-C stops an answer, Ctrl-D ends the conversation, /clear starts another.",
+                file=sys.stderr,
+            )
+        while True:
+            if interactive:
+                print("> ", end="", file=sys.stderr, flush=True)
+            line = sys.stdin.readline()
+            if not line:
+                return 0
+            text = line.rstrip("\n")
+            if text == "/clear":
+                chat = model.chat(args.system, **_request(args))
+                continue
+            if not text.strip():
+                continue
+            _say(chat, text, args.stats)
+
+
+def _say(chat: Any, text: str, stats: bool) -> None:
+    try:
+        answer = chat.send(text)
+    except InvalidArgumentError as error:
+        # A turn that does not fit ends neither the program nor the conversation.
+        print(f"stepladder: {error}", file=sys.stderr)
+        return
+    with _interruptible(answer):
+        for piece in answer:
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+    print(flush=True)
+    if stats:
+        _show_stats(answer.stream)
+
+
+def _info_dict(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_info_dict(v) for v in value]
+    if type(value).__module__.startswith("stepladder"):
+        return {n: _info_dict(getattr(value, n)) for n in dir(value) if not n.startswith("_")}
+    return value
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from .model import inspect
+
+    with _opening():
+        info = inspect(args.model)
+    if args.json:
+        print(json.dumps(_info_dict(info)))
+        return 0
+    level = info.levels[0] if info.levels else None
+    rows = [
+        ("architecture", info.architecture),
+        ("parameters", f"{info.parameters / 1e6:,.1f} M"),
+        ("layers, width", f"{info.layers}, {info.width}"),
+        ("vocabulary", f"{info.vocab}"),
+        ("context", f"{info.model_context}"),
+        ("end tokens", ", ".join(map(str, info.end_tokens)) or "none"),
+        ("weights", f"{level.format}, head {level.head}" if level else "?"),
+        ("bytes", f"{info.total_bytes:,}"),
+        *[("note", n) for n in info.notes],
+    ]
+    print("\n".join(f"{name:<16}{value}" for name, value in rows))
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from .convert import convert
+    from .progress import bar
+
+    with bar("converting") as report:
+        convert(args.source, args.target, args.dtype, args.force, report)
+    return 0
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    from .progress import bar
+    from .quantize import quantize
+
+    with bar("quantizing") as report:
+        quantize(args.source, args.target, args.format, args.group, args.head, args.force, report)
+    return 0
+
+
+def _count_up(label: str) -> Any:
+    if not sys.stderr.isatty():
+        return None
+    return lambda done, total: print(
+        f"\r{label}: {done}/{total}", end="\n" if done == total else "", file=sys.stderr
+    )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from .questions import load_questions
+    from .verify import compare
+
+    if args.sequences < 1:
+        raise InvalidArgumentError("--sequences must be 1 or more")
+    questions = load_questions(args.questions, args.per_group)
+    texts = [args.prompt] if args.prompt is not None else [q.text for q in questions]
+    options = _request(args)
+    options.setdefault("max_tokens", 64)
+    equal = True
+    for draft in args.draft or [None]:
+        with _load(args, draft, args.sequences) as model:
+            prompts = [_as_prompt(model, t) for t in texts]
+            name = draft or "no levels"
+            report = compare(
+                model, prompts, side_by_side=args.sequences, progress=_count_up(name), **options
+            )
+        equal = equal and report.equal
+        if args.json:
+            print(
+                json.dumps(
+                    {"draft": draft, "isa": args.isa, "threads": args.threads, **report.as_dict()}
+                ),
+                flush=True,
+            )
+        else:
+            print(f"{name}: {report}", flush=True)
+    return 0 if equal else FAILED
+
+
+def _as_prompt(model: Any, text: str) -> Any:
+    return text if model.text.template is None else [{"role": "user", "content": text}]
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from .bench import run
+    from .questions import load_questions
+
+    questions = load_questions(args.questions, args.per_group)
+    options = _request(args)
+    options.setdefault("max_tokens", 128)
+    equal = True
+    for draft in args.draft or ["lookup"]:
+        with _load(args, draft) as model:
+            table = run(model, draft, questions, progress=_count_up(draft), **options)
+        equal = equal and table.equal
+        print(json.dumps(table.as_dict()) if args.json else f"{table}\n", flush=True)
+    return 0 if equal else FAILED

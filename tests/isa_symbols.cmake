@@ -1,0 +1,26 @@
+# Objects compiled for one instruction set must lend nothing to another: an inline function with
+# external linkage is emitted by every object that uses it, and the linker keeps any one of them. So
+# each weak symbol such an object defines has to be in the namespace of its instruction set.
+# NM, ISA, and OBJECTS separated by "|".
+string(REPLACE "|" ";" objects "${OBJECTS}")
+set(seen 0)
+foreach(object ${objects})
+  execute_process(COMMAND ${NM} -C --defined-only ${object} OUTPUT_VARIABLE symbols RESULT_VARIABLE failed)
+  if(failed)
+    message(FATAL_ERROR "${NM} cannot read ${object}")
+  endif()
+  string(FIND "${symbols}" "stepladder::${ISA}::" own)
+  if(NOT own EQUAL -1)
+    math(EXPR seen "${seen} + 1")
+  endif()
+  string(REPLACE ";" "," symbols "${symbols}")
+  string(REPLACE "\n" ";" symbols "${symbols}")
+  foreach(symbol ${symbols})
+    if(symbol MATCHES "^[0-9a-fA-F]* [WVuwv] " AND NOT symbol MATCHES "stepladder::${ISA}::")
+      message(SEND_ERROR "${object} lends to other instruction sets: ${symbol}")
+    endif()
+  endforeach()
+endforeach()
+if(seen EQUAL 0)
+  message(FATAL_ERROR "no object defines anything in stepladder::${ISA}")
+endif()

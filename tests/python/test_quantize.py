@@ -1,0 +1,155 @@
+"""Quantized directories hold the engine's own casts, in layouts others read, whole or not at all."""
+
+import errno
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import reference
+import stepladder
+import tiny
+from conftest import refused
+from stepladder import FileError, InvalidArgumentError, UnsupportedError, quantize
+from stepladder.quantize import FORMATS
+
+FORMAT_BITS = {"w8a16": 8, "w8a8": 8, "w4a16": 4, "mxfp4": 4}
+
+
+def bound(values, format):
+    """The largest error of a value, from its group's largest magnitude."""
+    groups = values.reshape(
+        values.shape[0], -1, {"w4a16": 32, "mxfp4": 32}.get(format, values.shape[1])
+    )
+    most = np.abs(groups).max(axis=-1, keepdims=True)
+    # Half a step of int8; a step of int4, whose positive side ends one early, with a scale that
+    # bf16 rounds; mxfp4 errs most at 5 units, halfway between its codes 4 and 6.
+    share = {"w8a16": 0.5 / 127, "w8a8": 0.5 / 127, "w4a16": 1 / 8 * 1.01, "mxfp4": 1 / 5}[format]
+    return np.broadcast_to(most * share * (1 + 1e-6), groups.shape).reshape(values.shape) + 1e-30
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_values_are_within_their_step(tiny_dir, tmp_path, format):
+    quantize(tiny_dir, tmp_path / "out", format)
+    before, after = reference.Weights(tiny_dir), reference.Weights(tmp_path / "out")
+    names = [n.removesuffix(".weight") for n in before._raw if "proj.weight" in n]
+    assert len(names) == 14
+    for name in names:
+        values = before.raw(name + ".weight").astype(np.float64)
+        assert (np.abs(after.linear(name) - values) <= bound(values, format)).all(), name
+    for name in before._raw:
+        if "proj.weight" not in name:
+            assert np.array_equal(before.raw(name), after.raw(name)), name
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_config_says_what_is_there(tiny_dir, tmp_path, format):
+    quantize(tiny_dir, tmp_path / "out", format)
+    config = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    weights = config["config_groups"]["group_0"]["weights"]
+    assert config["quant_method"] == "compressed-tensors"
+    assert weights["num_bits"] == FORMAT_BITS[format]
+    assert weights["group_size"] == (32 if format in ("w4a16", "mxfp4") else None)
+    assert bool(config["config_groups"]["group_0"]["input_activations"]) == (format == "w8a8")
+    info = stepladder.inspect(tmp_path / "out")
+    assert (info.levels[0].format, info.levels[0].head) == (format, "bf16")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tiny_dir / name).read_bytes()
+
+
+@pytest.mark.parametrize("format", ["w8a16", "w8a8", "w4a16", "mxfp4"])
+def test_a_stored_copy_and_a_cast_at_load_are_the_same_level(tiny_dir, tmp_path, format):
+    """Drafts of the stored copy and of the cast agree, so every count of a level does."""
+    quantize(tiny_dir, tmp_path / "out", format, head="w8a16")
+    counts = []
+    for draft in (f"cast:{format}:tokens=4", stepladder.Draft(tmp_path / "out", tokens=4)):
+        with stepladder.load(tiny_dir, draft=draft, threads=1) as model:
+            answer = model.generate(list(range(3, 40)), max_tokens=40, ignore_eos=True)
+        level = answer.stats.levels[0]
+        counts.append((answer.tokens, answer.logits, level.rounds, level.drafted, level.accepted))
+    assert counts[0] == counts[1]
+    assert counts[0][4] > 0
+
+
+def test_packing_of_int4_and_int8_words():
+    from stepladder.quantize import _pack_nibbles, _pack_w4, _pack_w8
+
+    codes = np.array([[-8, -7, 0, 7, 1, 2, 3, -1]], np.int8)
+    assert _pack_w4(codes).tolist() == [[0x7BA9F810]]
+    assert _pack_w8(codes[:, :4]).tolist() == [[0x87807978]]
+    assert _pack_w8(codes[:, :5]).tolist() == [[0x87807978, 0x81]]
+    assert _pack_nibbles(np.array([[1, 15, 8, 7]], np.int8)).tolist() == [[0xF1, 0x78]]
+
+
+@pytest.mark.parametrize(
+    "options, word",
+    [
+        ({"format": "w3a16"}, "w3a16"),
+        ({"format": "w8a16", "head": "q4_0"}, "q4_0"),
+        ({"format": "w4a16", "group": -1}, "group"),
+        ({"format": "w4a16", "group": 48}, "48"),
+        ({"format": "w4a16", "group": "32"}, "group"),
+        ({"format": "mxfp4", "group": 64}, "mxfp4"),
+    ],
+)
+def test_wrong_options_are_refused(tiny_dir, tmp_path, options, word):
+    with refused(InvalidArgumentError, word):
+        quantize(tiny_dir, tmp_path / "out", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_group_that_does_not_divide_names_the_tensor(tmp_path):
+    tiny.write_model(tmp_path / "model", hidden_size=192, intermediate_size=256)
+    with refused(InvalidArgumentError, "q_proj", "128"):
+        quantize(tmp_path / "model", tmp_path / "out", "w4a16", group=128)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_model_is_not_quantized_again(tiny_dir, tmp_path):
+    quantize(tiny_dir, tmp_path / "out", "w8a16")
+    with refused(UnsupportedError, "quantized already"):
+        quantize(tmp_path / "out", tmp_path / "again", "w4a16")
+
+
+def test_outputs_are_kept(tiny_dir, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/precious").write_text("x")
+    with refused(FileError, "--force"):
+        quantize(tiny_dir, tmp_path / "out", "w8a16")
+    with refused(FileError, "missing"):
+        quantize(tmp_path / "missing", tmp_path / "new", "w8a16")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_and_an_interrupt_leave_nothing(tiny_dir, tmp_path, monkeypatch):
+    from stepladder.output import SafetensorsWriter
+
+    write = SafetensorsWriter.write
+
+    def full(writer, name, data):
+        if "layers.1" in name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(writer, name, data)
+
+    monkeypatch.setattr(SafetensorsWriter, "write", full)
+    with refused(FileError, "No space left"):
+        quantize(tiny_dir, tmp_path / "out", "w8a16")
+    monkeypatch.undo()
+    with pytest.raises(KeyboardInterrupt):
+        quantize(
+            tiny_dir, tmp_path / "out", "w8a16", progress=lambda done, total: done < total // 2
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_shrinks_is_an_error(tiny_dir, tmp_path):
+    shutil.copytree(tiny_dir, tmp_path / "in")
+    path = tmp_path / "in/model.safetensors"
+
+    def shrink(done, total):
+        os.truncate(path, path.stat().st_size // 3)
+
+    with refused(FileError, "model.safetensors", "ended"):
+        quantize(tmp_path / "in", tmp_path / "out", "w8a16", progress=shrink)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,94 @@
+"""The engine's logits agree with the numpy model, in every family, format and instruction set."""
+
+import numpy as np
+import pytest
+import reference
+import stepladder
+import tiny
+
+PROMPT = [1, *np.random.default_rng(5).integers(3, 260, 40).tolist()]
+
+FAMILIES = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 64},
+    "llama tied": {"tie_word_embeddings": True},
+    "llama one kv head": {"num_key_value_heads": 1},
+    "llama3": {"rope_scaling": tiny.ROPE["llama3"]},
+    "llama linear": {"rope_scaling": tiny.ROPE["linear"]},
+    "llama yarn": {"rope_scaling": tiny.ROPE["yarn"]},
+    "llama f16": {"dtype": "F16"},
+    "qwen3 f16": {"dtype": "F16"},
+}
+FORMATS = {
+    "w8a16": {},
+    "w8a8": {},
+    "w4a16": {},
+    "w4a16 group 64": {"group": 64},
+    "w4a16 group 128": {"group": 128},
+    "mxfp4": {},
+    "w4a16 head w8a16": {"head": "w8a16"},
+    "mxfp4 head mxfp4": {"head": "mxfp4"},
+}
+
+
+def family_dir(tmp_path, name):
+    family = name.split()[0].replace("llama3", "llama")
+    return tiny.write_model(tmp_path / "model", family, seed=len(name), **FAMILIES[name])
+
+
+def agree(directory, **options):
+    """Every greedy token's logit is the reference's, up to what 16-bit steps cost; every choice that
+    is not the reference's is a near-tie."""
+    with stepladder.load(directory, threads=1, **options) as model:
+        answer = model.generate(PROMPT, max_tokens=24, ignore_eos=True, logprobs=5)
+    tokens = PROMPT + answer.tokens
+    exact = reference.Model(directory).logits(tokens)[len(PROMPT) - 1 : -1]
+    rounded = reference.Model(directory, rounded=True).logits(tokens)[len(PROMPT) - 1 : -1]
+    # Where the roundings are is each engine's choice, so its errors are other ones of this size.
+    bound = 2 * np.abs(rounded - exact).max()
+    assert bound < 0.4 * exact.std(), "the bound is too loose to tell anything"
+    rows = np.arange(len(answer.tokens))
+    assert np.abs(exact[rows, answer.tokens] - answer.logits).max() < bound
+    assert (exact.max(axis=1) - exact[rows, answer.tokens]).max() < 2 * bound
+    assert len(set(answer.tokens)) > 3
+    top = np.log(np.exp(exact - exact.max(1, keepdims=True)).sum(1)) + exact.max(1)
+    for row, entry in enumerate(answer.logprobs):
+        assert len(entry.top) == 5
+        for token, logprob in [*entry.top, (entry.token, entry.logprob)]:
+            assert abs(exact[row, token] - top[row] - logprob) < 2 * bound
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families(tmp_path, name):
+    agree(family_dir(tmp_path, name))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_formats(tmp_path, family, name):
+    tiny.write_model(tmp_path / "model", family, seed=7)
+    stepladder.quantize(tmp_path / "model", tmp_path / "out", name.split()[0], **FORMATS[name])
+    agree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("name", ["bf16", "w8a16", "w8a8", "w4a16", "mxfp4"])
+def test_instruction_sets(tmp_path, isa, name):
+    directory = tiny.write_model(tmp_path / "model", seed=9)
+    if name != "bf16":
+        stepladder.quantize(directory, tmp_path / "out", name)
+        directory = tmp_path / "out"
+    try:
+        agree(directory, isa=isa)
+    except stepladder.UnsupportedError as error:
+        pytest.skip(f"this machine has no {isa}: {error}")
+
+
+def test_a_tied_head_can_be_stored_in_fewer_bits(tmp_path):
+    tiny.write_model(tmp_path / "model", tie_word_embeddings=True)
+    stepladder.quantize(tmp_path / "model", tmp_path / "out", "w8a16", head="w8a16")
+    info = stepladder.inspect(tmp_path / "out")
+    assert (info.levels[0].format, info.levels[0].head) == ("w8a16", "w8a16")
+    agree(tmp_path / "out")

@@ -70,7 +70,8 @@ double BandwidthMeter::sample() {
   // A pass ends when the slowest thread does: that is when a layer of a model would be done.
   std::barrier step(threads_, [&]() noexcept {
     const auto now = Clock::now();
-    if (start != Clock::time_point{}) seconds.push_back(std::chrono::duration<double>(now - start).count());
+    if (start != Clock::time_point{})
+      seconds.push_back(std::chrono::duration<double>(now - start).count());
     start = now;
   });
   const auto work = [&](int part) {

@@ -56,7 +56,8 @@ class Hash {
 /// JSON lines; the caller writes the fields, already as JSON.
 class Lines {
  public:
-  explicit Lines(const std::string& path) : file_(path.empty() ? stdout : std::fopen(path.c_str(), "w")) {
+  explicit Lines(const std::string& path)
+      : file_(path.empty() ? stdout : std::fopen(path.c_str(), "w")) {
     if (!file_) throw std::runtime_error("--json: cannot write " + path);
   }
   ~Lines() {
@@ -102,12 +103,16 @@ Told take(stepladder::Stream& stream) {
 class Bench {
  public:
   explicit Bench(const Settings& settings) : s_(settings), lines_(settings.json) {
-    const int threads = s_.threads ? s_.threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    const int threads = s_.threads
+                            ? s_.threads
+                            : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
     meter_ = std::make_unique<BandwidthMeter>(threads, size_t{768} << 20);
-    std::fprintf(stderr, "read bandwidth  %.2f GB/s before loading, %d threads\n", meter_->sample() / 1e9, threads);
+    std::fprintf(stderr, "read bandwidth  %.2f GB/s before loading, %d threads\n",
+                 meter_->sample() / 1e9, threads);
     stepladder::Options options;
     options.draft = stepladder::parse_draft(s_.draft);
-    options.context = s_.context, options.threads = threads, options.isa = s_.isa, options.head = s_.head;
+    options.context = s_.context, options.threads = threads, options.isa = s_.isa,
+    options.head = s_.head;
     for (int n : s_.sequences) options.max_sequences = std::max(options.max_sequences, n);
     engine_ = Engine::load(s_.model, options);
     describe();
@@ -143,16 +148,20 @@ class Bench {
 
   void describe() {
     for (const auto& level : info().levels)
-      std::fprintf(stderr, "%-22s %s%s%s%s  %.1f MB a pass, %.1f MB held%s\n", level.name.c_str(), level.format.c_str(),
-                   level.head.empty() || level.head == level.format ? "" : (", head " + level.head).c_str(),
-                   level.act.empty() ? "" : " ", level.act.c_str(), double(level.pass_bytes) / 1e6,
-                   double(level.weight_bytes + level.cache_bytes) / 1e6,
-                   level.tokens ? (", " + std::to_string(level.tokens) + " drafts a round").c_str() : "");
-    lines_.write("model", "\"version\": \"%s\", \"model\": %s, \"backend\": %s, \"format\": %s, \"head\": %s, "
-                 "\"context\": %d, \"threads\": %d, \"pass_bytes\": %zu, \"draft\": %s",
-                 STEPLADDER_VERSION, quoted(s_.model).c_str(), quoted(info().backend).c_str(),
-                 quoted(info().levels[0].format).c_str(), quoted(info().levels[0].head).c_str(), info().context,
-                 info().threads, info().levels[0].pass_bytes, quoted(s_.draft).c_str());
+      std::fprintf(
+          stderr, "%-22s %s%s%s%s  %.1f MB a pass, %.1f MB held%s\n", level.name.c_str(),
+          level.format.c_str(),
+          level.head.empty() || level.head == level.format ? "" : (", head " + level.head).c_str(),
+          level.act.empty() ? "" : " ", level.act.c_str(), double(level.pass_bytes) / 1e6,
+          double(level.weight_bytes + level.cache_bytes) / 1e6,
+          level.tokens ? (", " + std::to_string(level.tokens) + " drafts a round").c_str() : "");
+    lines_.write(
+        "model",
+        "\"version\": \"%s\", \"model\": %s, \"backend\": %s, \"format\": %s, \"head\": %s, "
+        "\"context\": %d, \"threads\": %d, \"pass_bytes\": %zu, \"draft\": %s",
+        STEPLADDER_VERSION, quoted(s_.model).c_str(), quoted(info().backend).c_str(),
+        quoted(info().levels[0].format).c_str(), quoted(info().levels[0].head).c_str(),
+        info().context, info().threads, info().levels[0].pass_bytes, quoted(s_.draft).c_str());
   }
 
   /// Plain decoding of one stream, a sample of the bandwidth before and after each run: tokens a
@@ -170,13 +179,18 @@ class Bench {
     const double share = median(shares), bandwidth = median(bandwidths);
     const auto [least, most] = std::minmax_element(speeds.begin(), speeds.end());
     const auto [low, high] = std::minmax_element(bandwidths.begin(), bandwidths.end());
-    std::fprintf(stderr, "read bandwidth  %.2f GB/s (%.2f to %.2f)\n", bandwidth / 1e9, *low / 1e9, *high / 1e9);
-    std::fprintf(stderr, "plain decode    %.1f tokens/s (%.1f to %.1f), %.1f%% of the read bandwidth\n", plain_, *least,
-                 *most, share * 100);
-    lines_.write("bandwidth", "\"bytes_per_s\": %.0f, \"least\": %.0f, \"most\": %.0f, \"threads\": %d", bandwidth,
-                 *low, *high, info().threads);
-    lines_.write("decode", "\"tokens_per_s\": %.2f, \"bandwidth_share\": %.4f, \"tokens\": %d, \"repeats\": %d", plain_,
-                 share, s_.tokens, s_.repeats);
+    std::fprintf(stderr, "read bandwidth  %.2f GB/s (%.2f to %.2f)\n", bandwidth / 1e9, *low / 1e9,
+                 *high / 1e9);
+    std::fprintf(stderr,
+                 "plain decode    %.1f tokens/s (%.1f to %.1f), %.1f%% of the read bandwidth\n",
+                 plain_, *least, *most, share * 100);
+    lines_.write("bandwidth",
+                 "\"bytes_per_s\": %.0f, \"least\": %.0f, \"most\": %.0f, \"threads\": %d",
+                 bandwidth, *low, *high, info().threads);
+    lines_.write(
+        "decode",
+        "\"tokens_per_s\": %.2f, \"bandwidth_share\": %.4f, \"tokens\": %d, \"repeats\": %d",
+        plain_, share, s_.tokens, s_.repeats);
   }
 
   /// Prompt reading, and the time to the first token with and without levels below.
@@ -190,24 +204,30 @@ class Bench {
         ms[draft].push_back(take(*stream).stats.first_token_ms);
       }
     const double plain = median(ms[0]);
-    std::fprintf(stderr, "prompt of %-5d %.1f tokens/s, first token after %.1f ms\n", n, n * 1e3 / plain, plain);
-    lines_.write("prompt", "\"tokens\": %d, \"tokens_per_s\": %.2f, \"first_token_ms\": %.3f", n, n * 1e3 / plain, plain);
+    std::fprintf(stderr, "prompt of %-5d %.1f tokens/s, first token after %.1f ms\n", n,
+                 n * 1e3 / plain, plain);
+    lines_.write("prompt", "\"tokens\": %d, \"tokens_per_s\": %.2f, \"first_token_ms\": %.3f", n,
+                 n * 1e3 / plain, plain);
     if (ms[1].empty()) return;
     const double levels = median(ms[1]);
-    std::fprintf(stderr, "                with levels after %.1f ms, %.3fx\n", levels, levels / plain);
-    lines_.write("first_token", "\"plain_ms\": %.3f, \"levels_ms\": %.3f, \"ratio\": %.4f", plain, levels, levels / plain);
+    std::fprintf(stderr, "                with levels after %.1f ms, %.3fx\n", levels,
+                 levels / plain);
+    lines_.write("first_token", "\"plain_ms\": %.3f, \"levels_ms\": %.3f, \"ratio\": %.4f", plain,
+                 levels, levels / plain);
   }
 
   void rows() {
     std::vector<int> sizes = {1};
     for (int n : s_.rows)
       if (n > 1) sizes.push_back(n);
-    const int context = std::min(96, info().context - *std::max_element(sizes.begin(), sizes.end()));
+    const int context =
+        std::min(96, info().context - *std::max_element(sizes.begin(), sizes.end()));
     const auto ms = engine_->verify_ms(sizes, context, 4 * s_.repeats + 1);
     std::fprintf(stderr, "checking rows  ");
     for (size_t i = 0; i < sizes.size(); ++i) {
       std::fprintf(stderr, " %d: %.3f ms (%.3fx)", sizes[i], ms[i], ms[i] / ms[0]);
-      lines_.write("rows", "\"rows\": %d, \"ms\": %.4f, \"ratio\": %.4f, \"context\": %d", sizes[i], ms[i], ms[i] / ms[0], context);
+      lines_.write("rows", "\"rows\": %d, \"ms\": %.4f, \"ratio\": %.4f, \"context\": %d", sizes[i],
+                   ms[i], ms[i] / ms[0], context);
     }
     std::fprintf(stderr, "\n");
   }
@@ -216,7 +236,8 @@ class Bench {
     std::vector<double> speeds;
     for (int r = 0; r < s_.repeats; ++r) {
       std::vector<std::shared_ptr<stepladder::Stream>> all;
-      for (int i = 0; i < n; ++i) all.push_back(engine_->submit(request(random_prompt(16), s_.tokens, false)));
+      for (int i = 0; i < n; ++i)
+        all.push_back(engine_->submit(request(random_prompt(16), s_.tokens, false)));
       const auto start = std::chrono::steady_clock::now();
       std::vector<std::thread> callers;
       for (auto& stream : all) callers.emplace_back([&stream] { take(*stream); });
@@ -225,8 +246,10 @@ class Bench {
       speeds.push_back(n * s_.tokens / took.count());
     }
     const double speed = median(speeds);
-    std::fprintf(stderr, "%d streams       %.1f tokens/s together, %.2fx one\n", n, speed, speed / plain_);
-    lines_.write("streams", "\"streams\": %d, \"tokens_per_s\": %.2f, \"ratio\": %.4f", n, speed, speed / plain_);
+    std::fprintf(stderr, "%d streams       %.1f tokens/s together, %.2fx one\n", n, speed,
+                 speed / plain_);
+    lines_.write("streams", "\"streams\": %d, \"tokens_per_s\": %.2f, \"ratio\": %.4f", n, speed,
+                 speed / plain_);
   }
 
   /// Plain and hierarchy alternate prompt by prompt, the one that goes first changing each time.
@@ -246,37 +269,52 @@ class Bench {
         hash[draft].add(told[draft].tokens, told[draft].logits);
         ms[draft] += told[draft].stats.decode_ms;
       }
-      const bool equal = told[0].tokens == told[1].tokens &&
-                         std::memcmp(told[0].logits.data(), told[1].logits.data(), told[0].logits.size() * 4) == 0;
+      const bool equal =
+          told[0].tokens == told[1].tokens &&
+          std::memcmp(told[0].logits.data(), told[1].logits.data(), told[0].logits.size() * 4) == 0;
       differing += !equal;
       tokens += static_cast<int64_t>(told[0].tokens.size());
       count_repeats(told[0].tokens, grams, repeated);
       add(levels, told[1].stats.levels);
-      lines_.write("prompt_pair", "\"index\": %zu, \"tokens\": %zu, \"plain_ms\": %.3f, \"levels_ms\": %.3f, \"equal\": %s",
-                   i, told[0].tokens.size(), told[0].stats.decode_ms, told[1].stats.decode_ms, equal ? "true" : "false");
+      lines_.write(
+          "prompt_pair",
+          "\"index\": %zu, \"tokens\": %zu, \"plain_ms\": %.3f, \"levels_ms\": %.3f, \"equal\": %s",
+          i, told[0].tokens.size(), told[0].stats.decode_ms, told[1].stats.decode_ms,
+          equal ? "true" : "false");
     }
     const bool equal = differing == 0 && hash[0].text() == hash[1].text();
     const double n = double(tokens) - double(s_.prompts.size()), ratio = ms[0] / ms[1];
     const double repeats = grams ? double(repeated) / double(grams) : 0;
-    std::fprintf(stderr, "plain           %.1f tokens/s  hash=%s\n", n * 1e3 / ms[0], hash[0].text().c_str());
-    std::fprintf(stderr, "%-15s %.1f tokens/s  hash=%s  %.3fx%s\n", s_.draft.c_str(), n * 1e3 / ms[1],
-                 hash[1].text().c_str(), ratio, equal ? "" : "  THE TEXTS DIFFER");
-    std::fprintf(stderr, "                %zu prompts, %lld tokens, %.1f%% of 8-grams repeated\n", s_.prompts.size(),
-                 static_cast<long long>(tokens), repeats * 100);
+    std::fprintf(stderr, "plain           %.1f tokens/s  hash=%s\n", n * 1e3 / ms[0],
+                 hash[0].text().c_str());
+    std::fprintf(stderr, "%-15s %.1f tokens/s  hash=%s  %.3fx%s\n", s_.draft.c_str(),
+                 n * 1e3 / ms[1], hash[1].text().c_str(), ratio, equal ? "" : "  THE TEXTS DIFFER");
+    std::fprintf(stderr, "                %zu prompts, %lld tokens, %.1f%% of 8-grams repeated\n",
+                 s_.prompts.size(), static_cast<long long>(tokens), repeats * 100);
     for (const LevelStats& l : levels) {
-      std::fprintf(stderr, "  %-20s %lld rounds, acceptance length %.2f (%lld of %lld drafts), drafting %.1f ms, verifying %.1f ms\n",
-                   l.name.c_str(), static_cast<long long>(l.rounds), l.acceptance_length(), static_cast<long long>(l.accepted),
-                   static_cast<long long>(l.drafted), l.draft_ms, l.verify_ms);
-      lines_.write("level", "\"name\": %s, \"rounds\": %lld, \"acceptance_length\": %.4f, \"drafted\": %lld, \"accepted\": %lld, "
-                   "\"draft_ms\": %.3f, \"verify_ms\": %.3f, \"accepted_at\": %s, \"drafted_at\": %s",
-                   quoted(l.name).c_str(), static_cast<long long>(l.rounds), l.acceptance_length(),
-                   static_cast<long long>(l.drafted), static_cast<long long>(l.accepted), l.draft_ms, l.verify_ms,
-                   list(l.accepted_at).c_str(), list(l.drafted_at).c_str());
+      std::fprintf(stderr,
+                   "  %-20s %lld rounds, acceptance length %.2f (%lld of %lld drafts), drafting "
+                   "%.1f ms, verifying %.1f ms\n",
+                   l.name.c_str(), static_cast<long long>(l.rounds), l.acceptance_length(),
+                   static_cast<long long>(l.accepted), static_cast<long long>(l.drafted),
+                   l.draft_ms, l.verify_ms);
+      lines_.write(
+          "level",
+          "\"name\": %s, \"rounds\": %lld, \"acceptance_length\": %.4f, \"drafted\": %lld, "
+          "\"accepted\": %lld, "
+          "\"draft_ms\": %.3f, \"verify_ms\": %.3f, \"accepted_at\": %s, \"drafted_at\": %s",
+          quoted(l.name).c_str(), static_cast<long long>(l.rounds), l.acceptance_length(),
+          static_cast<long long>(l.drafted), static_cast<long long>(l.accepted), l.draft_ms,
+          l.verify_ms, list(l.accepted_at).c_str(), list(l.drafted_at).c_str());
     }
-    lines_.write("hierarchy", "\"draft\": %s, \"prompts\": %zu, \"tokens\": %lld, \"plain_ms\": %.3f, \"levels_ms\": %.3f, "
-                 "\"ratio\": %.4f, \"repeated_8grams\": %.4f, \"plain_hash\": \"%s\", \"levels_hash\": \"%s\", \"equal\": %s",
-                 quoted(s_.draft).c_str(), s_.prompts.size(), static_cast<long long>(tokens), ms[0], ms[1], ratio, repeats,
-                 hash[0].text().c_str(), hash[1].text().c_str(), equal ? "true" : "false");
+    lines_.write("hierarchy",
+                 "\"draft\": %s, \"prompts\": %zu, \"tokens\": %lld, \"plain_ms\": %.3f, "
+                 "\"levels_ms\": %.3f, "
+                 "\"ratio\": %.4f, \"repeated_8grams\": %.4f, \"plain_hash\": \"%s\", "
+                 "\"levels_hash\": \"%s\", \"equal\": %s",
+                 quoted(s_.draft).c_str(), s_.prompts.size(), static_cast<long long>(tokens), ms[0],
+                 ms[1], ratio, repeats, hash[0].text().c_str(), hash[1].text().c_str(),
+                 equal ? "true" : "false");
     return equal;
   }
 
@@ -291,7 +329,8 @@ class Bench {
   static void count_repeats(const std::vector<Token>& tokens, int64_t& grams, int64_t& repeated) {
     std::vector<std::vector<Token>> seen;
     for (size_t i = 0; i + 8 <= tokens.size(); ++i, ++grams) {
-      std::vector<Token> gram(tokens.begin() + static_cast<long>(i), tokens.begin() + static_cast<long>(i) + 8);
+      std::vector<Token> gram(tokens.begin() + static_cast<long>(i),
+                              tokens.begin() + static_cast<long>(i) + 8);
       const auto at = std::lower_bound(seen.begin(), seen.end(), gram);
       if (at != seen.end() && *at == gram)
         ++repeated;
@@ -310,10 +349,12 @@ class Bench {
       for (size_t i = 0; i < from.size(); ++i) to[i] += from[i];
     };
     for (size_t k = 0; k < one.size(); ++k) {
-      sum[k].rounds += one[k].rounds, sum[k].drafted += one[k].drafted, sum[k].accepted += one[k].accepted;
+      sum[k].rounds += one[k].rounds, sum[k].drafted += one[k].drafted,
+          sum[k].accepted += one[k].accepted;
       sum[k].emitted += one[k].emitted, sum[k].rows += one[k].rows;
       sum[k].draft_ms += one[k].draft_ms, sum[k].verify_ms += one[k].verify_ms;
-      add_each(sum[k].accepted_at, one[k].accepted_at), add_each(sum[k].drafted_at, one[k].drafted_at);
+      add_each(sum[k].accepted_at, one[k].accepted_at),
+          add_each(sum[k].drafted_at, one[k].drafted_at);
     }
   }
 

@@ -11,9 +11,12 @@ namespace bench {
 const char* const kUsage =
     "usage: stepladder-bench MODEL [options]\n"
     "\n"
-    "Measures the read bandwidth, then plain decoding, prompt reading, the cost of checking several\n"
-    "rows and several streams against it; with --draft also the hierarchy, prompt by prompt beside\n"
-    "plain decoding, whose tokens and logits must be the same. A table goes to stderr, JSON lines to\n"
+    "Measures the read bandwidth, then plain decoding, prompt reading, the cost of checking "
+    "several\n"
+    "rows and several streams against it; with --draft also the hierarchy, prompt by prompt "
+    "beside\n"
+    "plain decoding, whose tokens and logits must be the same. A table goes to stderr, JSON lines "
+    "to\n"
     "stdout or a file.\n"
     "\n"
     "  --draft SPEC          levels below the target, as in \"cast:int8,lookup\"\n"
@@ -63,7 +66,8 @@ std::vector<std::vector<stepladder::Token>> read_prompts(const std::string& path
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     const std::string where = path + ", line " + std::to_string(line_number);
     const size_t key = line.find("\"tokens\"");
-    const size_t open = line.find('[', key == std::string::npos ? 0 : key), close = line.find(']', open);
+    const size_t open = line.find('[', key == std::string::npos ? 0 : key),
+                 close = line.find(']', open);
     if (open == std::string::npos || close == std::string::npos)
       throw std::runtime_error(where + ": no array of token ids");
     out.push_back(numbers<stepladder::Token>(where, line.substr(open + 1, close - open - 1)));
@@ -76,26 +80,30 @@ std::vector<std::vector<stepladder::Token>> read_prompts(const std::string& path
 
 Settings read_settings(int argc, char** argv) {
   Settings s;
-  const std::map<std::string, std::function<void(const std::string&, const std::string&)>> options = {
-      {"--draft", [&](auto&, auto& v) { s.draft = v; }},
-      {"--prompts", [&](auto&, auto& v) { s.prompts = read_prompts(v); }},
-      {"--prompt-tokens", [&](auto& o, auto& v) { s.prompts = {numbers<stepladder::Token>(o, v)}; }},
-      {"--tokens", [&](auto& o, auto& v) { s.tokens = number<int>(o, v); }},
-      {"--temperature", [&](auto& o, auto& v) { s.sampling.temperature = number<float>(o, v); }},
-      {"--top-p", [&](auto& o, auto& v) { s.sampling.top_p = number<float>(o, v); }},
-      {"--min-p", [&](auto& o, auto& v) { s.sampling.min_p = number<float>(o, v); }},
-      {"--top-k", [&](auto& o, auto& v) { s.sampling.top_k = number<int>(o, v); }},
-      {"--seed", [&](auto& o, auto& v) { s.sampling.seed = number<uint64_t>(o, v); }},
-      {"--repetition-penalty", [&](auto& o, auto& v) { s.sampling.repetition_penalty = number<float>(o, v); }},
-      {"--threads", [&](auto& o, auto& v) { s.threads = number<int>(o, v); }},
-      {"--isa", [&](auto&, auto& v) { s.isa = v; }},
-      {"--head", [&](auto&, auto& v) { s.head = v; }},
-      {"--context", [&](auto& o, auto& v) { s.context = number<int>(o, v); }},
-      {"--rows", [&](auto& o, auto& v) { s.rows = numbers<int>(o, v); }},
-      {"--sequences", [&](auto& o, auto& v) { s.sequences = numbers<int>(o, v); }},
-      {"--pp", [&](auto& o, auto& v) { s.prompt_block = number<int>(o, v); }},
-      {"--repeats", [&](auto& o, auto& v) { s.repeats = number<int>(o, v); }},
-      {"--json", [&](auto&, auto& v) { s.json = v; }},
+  const std::map<std::string, std::function<void(const std::string&, const std::string&)>> options =
+      {
+          {"--draft", [&](auto&, auto& v) { s.draft = v; }},
+          {"--prompts", [&](auto&, auto& v) { s.prompts = read_prompts(v); }},
+          {"--prompt-tokens",
+           [&](auto& o, auto& v) { s.prompts = {numbers<stepladder::Token>(o, v)}; }},
+          {"--tokens", [&](auto& o, auto& v) { s.tokens = number<int>(o, v); }},
+          {"--temperature",
+           [&](auto& o, auto& v) { s.sampling.temperature = number<float>(o, v); }},
+          {"--top-p", [&](auto& o, auto& v) { s.sampling.top_p = number<float>(o, v); }},
+          {"--min-p", [&](auto& o, auto& v) { s.sampling.min_p = number<float>(o, v); }},
+          {"--top-k", [&](auto& o, auto& v) { s.sampling.top_k = number<int>(o, v); }},
+          {"--seed", [&](auto& o, auto& v) { s.sampling.seed = number<uint64_t>(o, v); }},
+          {"--repetition-penalty",
+           [&](auto& o, auto& v) { s.sampling.repetition_penalty = number<float>(o, v); }},
+          {"--threads", [&](auto& o, auto& v) { s.threads = number<int>(o, v); }},
+          {"--isa", [&](auto&, auto& v) { s.isa = v; }},
+          {"--head", [&](auto&, auto& v) { s.head = v; }},
+          {"--context", [&](auto& o, auto& v) { s.context = number<int>(o, v); }},
+          {"--rows", [&](auto& o, auto& v) { s.rows = numbers<int>(o, v); }},
+          {"--sequences", [&](auto& o, auto& v) { s.sequences = numbers<int>(o, v); }},
+          {"--pp", [&](auto& o, auto& v) { s.prompt_block = number<int>(o, v); }},
+          {"--repeats", [&](auto& o, auto& v) { s.repeats = number<int>(o, v); }},
+          {"--json", [&](auto&, auto& v) { s.json = v; }},
   };
   for (int i = 1; i < argc; ++i) {
     std::string name = argv[i];

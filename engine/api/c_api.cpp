@@ -36,14 +36,22 @@ sl_status fail_with(sl_status status, const char* message) noexcept {
 
 sl_status status_of(Code code) noexcept {
   switch (code) {
-    case Code::invalid_argument: return SL_INVALID_ARGUMENT;
-    case Code::unsupported: return SL_UNSUPPORTED;
-    case Code::io: return SL_IO;
-    case Code::model_format: return SL_MODEL_FORMAT;
-    case Code::vocab_mismatch: return SL_VOCAB_MISMATCH;
-    case Code::out_of_memory: return SL_OUT_OF_MEMORY;
-    case Code::cancelled: return SL_CANCELLED;
-    case Code::internal: return SL_INTERNAL;
+    case Code::invalid_argument:
+      return SL_INVALID_ARGUMENT;
+    case Code::unsupported:
+      return SL_UNSUPPORTED;
+    case Code::io:
+      return SL_IO;
+    case Code::model_format:
+      return SL_MODEL_FORMAT;
+    case Code::vocab_mismatch:
+      return SL_VOCAB_MISMATCH;
+    case Code::out_of_memory:
+      return SL_OUT_OF_MEMORY;
+    case Code::cancelled:
+      return SL_CANCELLED;
+    case Code::internal:
+      return SL_INTERNAL;
   }
   return SL_INTERNAL;
 }
@@ -73,12 +81,12 @@ void need(const void* pointer, const char* name) {
 template <class T>
 T read_struct(const T* given, T defaults, const char* name) {
   const size_t size = given->struct_size;
-  check(size >= sizeof(size_t) && size <= 65536, Code::invalid_argument, name, "->struct_size is ", size,
-        "; call its init function, or set it to sizeof");
+  check(size >= sizeof(size_t) && size <= 65536, Code::invalid_argument, name, "->struct_size is ",
+        size, "; call its init function, or set it to sizeof");
   const auto* bytes = reinterpret_cast<const unsigned char*>(given);
   for (size_t i = sizeof(T); i < size; ++i)
-    check(bytes[i] == 0, Code::unsupported, name, " sets an option that this library (", STEPLADDER_VERSION,
-          ") does not know; it was built with a newer header");
+    check(bytes[i] == 0, Code::unsupported, name, " sets an option that this library (",
+          STEPLADDER_VERSION, ") does not know; it was built with a newer header");
   std::memcpy(&defaults, given, std::min(size, sizeof(T)));
   return defaults;
 }
@@ -86,8 +94,8 @@ T read_struct(const T* given, T defaults, const char* name) {
 template <class T>
 void need_struct(const T* out, const char* name) {
   need(out, name);
-  check(out->struct_size >= sizeof(size_t) && out->struct_size <= 65536, Code::invalid_argument, name,
-        "->struct_size is ", out->struct_size, "; set it to sizeof");
+  check(out->struct_size >= sizeof(size_t) && out->struct_size <= 65536, Code::invalid_argument,
+        name, "->struct_size is ", out->struct_size, "; set it to sizeof");
 }
 
 /// Copies as much of `value` as the caller's struct has room for.
@@ -106,7 +114,9 @@ void copy_text(char (&to)[N], const std::string& from) {
   to[n] = 0;
 }
 
-std::string text(const char* given, const char* otherwise = "") { return given ? given : otherwise; }
+std::string text(const char* given, const char* otherwise = "") {
+  return given ? given : otherwise;
+}
 
 sl_model_params default_params() {
   const Options o;
@@ -120,11 +130,13 @@ sl_request default_request() {
   const Request r;
   sl_request q{};
   q.struct_size = sizeof q;
-  q.max_tokens = r.max_tokens, q.logprobs = r.logprobs, q.draft = r.draft, q.ignore_eos = r.ignore_eos;
+  q.max_tokens = r.max_tokens, q.logprobs = r.logprobs, q.draft = r.draft,
+  q.ignore_eos = r.ignore_eos;
   q.temperature = r.sampling.temperature, q.top_p = r.sampling.top_p, q.min_p = r.sampling.min_p;
   q.top_k = r.sampling.top_k, q.seed = r.sampling.seed;
   q.repetition_penalty = r.sampling.repetition_penalty;
-  q.frequency_penalty = r.sampling.frequency_penalty, q.presence_penalty = r.sampling.presence_penalty;
+  q.frequency_penalty = r.sampling.frequency_penalty,
+  q.presence_penalty = r.sampling.presence_penalty;
   return q;
 }
 
@@ -132,7 +144,8 @@ template <class T>
 sl_status init(T* out, size_t size, const T& defaults, const char* name) {
   return guarded([&] {
     need(out, name);
-    check(size >= sizeof(size_t) && size <= 65536, Code::invalid_argument, name, ": a struct of ", size, " bytes");
+    check(size >= sizeof(size_t) && size <= 65536, Code::invalid_argument, name, ": a struct of ",
+          size, " bytes");
     std::memset(out, 0, size);
     std::memcpy(out, &defaults, std::min(size, sizeof(T)));
     out->struct_size = size;
@@ -148,15 +161,17 @@ Request to_request(const sl_request& q) {
   Request r;
   r.prompt = list(q.prompt, q.prompt_count, "prompt");
   r.stop_token_ids = list(q.stop_token_ids, q.stop_token_count, "stop_token_ids");
-  check(q.logit_bias || q.logit_bias_count == 0, Code::invalid_argument, "logit_bias is null, but its count is ",
-        q.logit_bias_count);
+  check(q.logit_bias || q.logit_bias_count == 0, Code::invalid_argument,
+        "logit_bias is null, but its count is ", q.logit_bias_count);
   for (size_t i = 0; i < q.logit_bias_count; ++i)
     r.sampling.logit_bias.emplace_back(q.logit_bias[i].token, q.logit_bias[i].value);
-  r.max_tokens = q.max_tokens, r.logprobs = q.logprobs, r.ignore_eos = q.ignore_eos != 0, r.draft = q.draft != 0;
+  r.max_tokens = q.max_tokens, r.logprobs = q.logprobs, r.ignore_eos = q.ignore_eos != 0,
+  r.draft = q.draft != 0;
   r.sampling.temperature = q.temperature, r.sampling.top_p = q.top_p, r.sampling.min_p = q.min_p;
   r.sampling.top_k = q.top_k, r.sampling.seed = q.seed;
   r.sampling.repetition_penalty = q.repetition_penalty;
-  r.sampling.frequency_penalty = q.frequency_penalty, r.sampling.presence_penalty = q.presence_penalty;
+  r.sampling.frequency_penalty = q.frequency_penalty,
+  r.sampling.presence_penalty = q.presence_penalty;
   return r;
 }
 
@@ -169,14 +184,17 @@ sl_chunk to_chunk(sl_stream& s) {
   s.logprobs.clear(), s.top_tokens.clear(), s.top_logprobs.clear();
   for (const TokenLogprobs& l : c.logprobs) {
     s.logprobs.push_back(l.chosen);
-    for (const auto& [token, value] : l.top) s.top_tokens.push_back(token), s.top_logprobs.push_back(value);
+    for (const auto& [token, value] : l.top)
+      s.top_tokens.push_back(token), s.top_logprobs.push_back(value);
   }
   out.top_count = static_cast<int32_t>(c.logprobs[0].top.size());
-  out.logprobs = s.logprobs.data(), out.top_tokens = s.top_tokens.data(), out.top_logprobs = s.top_logprobs.data();
+  out.logprobs = s.logprobs.data(), out.top_tokens = s.top_tokens.data(),
+  out.top_logprobs = s.top_logprobs.data();
   return out;
 }
 
-static_assert(SL_FINISH_STOP == static_cast<int>(Finish::stop) && SL_FINISH_LENGTH == static_cast<int>(Finish::length) &&
+static_assert(SL_FINISH_STOP == static_cast<int>(Finish::stop) &&
+              SL_FINISH_LENGTH == static_cast<int>(Finish::length) &&
               SL_FINISH_CANCELLED == static_cast<int>(Finish::cancelled));
 
 }  // namespace
@@ -189,16 +207,26 @@ const char* sl_last_error(void) { return last_error; }
 
 const char* sl_status_string(sl_status status) {
   switch (status) {
-    case SL_OK: return "ok";
-    case SL_END: return "end";
-    case SL_INVALID_ARGUMENT: return "invalid argument";
-    case SL_UNSUPPORTED: return "unsupported";
-    case SL_IO: return "file error";
-    case SL_MODEL_FORMAT: return "model format";
-    case SL_VOCAB_MISMATCH: return "vocabulary mismatch";
-    case SL_OUT_OF_MEMORY: return "out of memory";
-    case SL_CANCELLED: return "cancelled";
-    case SL_INTERNAL: return "internal error";
+    case SL_OK:
+      return "ok";
+    case SL_END:
+      return "end";
+    case SL_INVALID_ARGUMENT:
+      return "invalid argument";
+    case SL_UNSUPPORTED:
+      return "unsupported";
+    case SL_IO:
+      return "file error";
+    case SL_MODEL_FORMAT:
+      return "model format";
+    case SL_VOCAB_MISMATCH:
+      return "vocabulary mismatch";
+    case SL_OUT_OF_MEMORY:
+      return "out of memory";
+    case SL_CANCELLED:
+      return "cancelled";
+    case SL_INTERNAL:
+      return "internal error";
   }
   return "unknown status";
 }
@@ -215,13 +243,17 @@ sl_status sl_model_open(const char* directory, const sl_model_params* params, sl
     need(out, "out");
     *out = nullptr;
     need(directory, "directory");
-    const sl_model_params p = params ? read_struct(params, default_params(), "params") : default_params();
+    const sl_model_params p =
+        params ? read_struct(params, default_params(), "params") : default_params();
     Options options;
     options.draft = parse_draft(text(p.draft));
-    options.context = p.context, options.max_sequences = p.max_sequences, options.threads = p.threads;
+    options.context = p.context, options.max_sequences = p.max_sequences,
+    options.threads = p.threads;
     options.device = text(p.device, "cpu"), options.isa = text(p.isa), options.head = text(p.head);
     if (p.progress)
-      options.progress = [&p](size_t done, size_t total) { return p.progress(done, total, p.progress_user) == 0; };
+      options.progress = [&p](size_t done, size_t total) {
+        return p.progress(done, total, p.progress_user) == 0;
+      };
     auto model = std::make_unique<sl_model>();
     model->engine = Engine::load(directory, options);
     *out = model.release();
@@ -236,7 +268,8 @@ sl_status sl_model_get_info(const sl_model* model, sl_model_info* out) {
     need(model, "model");
     const Info& info = model->engine->info();
     sl_model_info i{};
-    i.vocab = info.vocab, i.context = info.context, i.model_context = info.model_context, i.threads = info.threads;
+    i.vocab = info.vocab, i.context = info.context, i.model_context = info.model_context,
+    i.threads = info.threads;
     i.level_count = static_cast<int32_t>(info.levels.size());
     i.parameters = info.parameters, i.total_bytes = info.total_bytes;
     copy_text(i.architecture, info.architecture);
@@ -250,12 +283,13 @@ sl_status sl_model_get_level(const sl_model* model, int32_t level, sl_level_info
   return guarded([&] {
     need(model, "model");
     const auto& levels = model->engine->info().levels;
-    check(level >= 0 && static_cast<size_t>(level) < levels.size(), Code::invalid_argument, "level: ", level,
-          " is out of range; this model has ", levels.size());
+    check(level >= 0 && static_cast<size_t>(level) < levels.size(), Code::invalid_argument,
+          "level: ", level, " is out of range; this model has ", levels.size());
     const LevelInfo& info = levels[level];
     sl_level_info i{};
     i.tokens = info.tokens;
-    i.weight_bytes = info.weight_bytes, i.pass_bytes = info.pass_bytes, i.cache_bytes = info.cache_bytes;
+    i.weight_bytes = info.weight_bytes, i.pass_bytes = info.pass_bytes,
+    i.cache_bytes = info.cache_bytes;
     copy_text(i.name, info.name);
     copy_text(i.format, info.format);
     write_struct(out, i, "out");
@@ -270,7 +304,8 @@ sl_status sl_stream_begin(sl_model* model, const sl_request* request, sl_stream*
     need(model, "model");
     need(request, "request");
     auto stream = std::make_unique<sl_stream>();
-    stream->stream = model->engine->submit(to_request(read_struct(request, default_request(), "request")));
+    stream->stream =
+        model->engine->submit(to_request(read_struct(request, default_request(), "request")));
     *out = stream.release();
     return SL_OK;
   });
@@ -300,7 +335,8 @@ sl_status sl_stream_get_stats(const sl_stream* stream, sl_stats* out) {
     need(stream, "stream");
     const Stats stats = stream->stream->stats();
     sl_stats s{};
-    s.prompt_tokens = stats.prompt_tokens, s.cached_tokens = stats.cached_tokens, s.tokens = stats.tokens;
+    s.prompt_tokens = stats.prompt_tokens, s.cached_tokens = stats.cached_tokens,
+    s.tokens = stats.tokens;
     s.first_token_ms = stats.first_token_ms, s.decode_ms = stats.decode_ms;
     s.tokens_per_second = stats.tokens_per_second();
     s.seed = stats.seed, s.level_count = static_cast<int32_t>(stats.levels.size());
@@ -313,11 +349,13 @@ sl_status sl_stream_get_level_stats(const sl_stream* stream, int32_t level, sl_l
   return guarded([&] {
     need(stream, "stream");
     const Stats stats = stream->stream->stats();
-    check(level >= 0 && static_cast<size_t>(level) < stats.levels.size(), Code::invalid_argument, "level: ", level,
-          " is out of range; this stream has ", stats.levels.size(), " verifying levels");
+    check(level >= 0 && static_cast<size_t>(level) < stats.levels.size(), Code::invalid_argument,
+          "level: ", level, " is out of range; this stream has ", stats.levels.size(),
+          " verifying levels");
     const LevelStats& from = stats.levels[level];
     sl_level_stats s{};
-    s.rounds = from.rounds, s.drafted = from.drafted, s.accepted = from.accepted, s.emitted = from.emitted;
+    s.rounds = from.rounds, s.drafted = from.drafted, s.accepted = from.accepted,
+    s.emitted = from.emitted;
     s.rows = from.rows, s.draft_ms = from.draft_ms, s.verify_ms = from.verify_ms;
     s.acceptance_length = from.acceptance_length();
     copy_text(s.name, from.name);

@@ -26,11 +26,11 @@ struct DefaultTokens {
   int tokens;
 };
 constexpr DefaultTokens kDefaultTokens[] = {
-    {LevelSpec::Kind::lookup, "", 10},        // free but for its rows, and it knows when to hold back
-    {LevelSpec::Kind::cast, "w8a16", 8},      // agrees 97 times in 100, at half the bytes
-    {LevelSpec::Kind::cast, "w8a8", 5},       // agrees 92 to 96 times in 100
-    {LevelSpec::Kind::cast, "mxfp4", 3},      // agrees 7 times in 10: longer guesses are wasted
-    {LevelSpec::Kind::cast, "w4a16", 3},      // agrees 3 times in 4
+    {LevelSpec::Kind::lookup, "", 10},    // free but for its rows, and it knows when to hold back
+    {LevelSpec::Kind::cast, "w8a16", 8},  // agrees 97 times in 100, at half the bytes
+    {LevelSpec::Kind::cast, "w8a8", 5},   // agrees 92 to 96 times in 100
+    {LevelSpec::Kind::cast, "mxfp4", 3},  // agrees 7 times in 10: longer guesses are wasted
+    {LevelSpec::Kind::cast, "w4a16", 3},  // agrees 3 times in 4
     {LevelSpec::Kind::activations, "a8", 5},  // agrees 97 times in 100, but reads the same bytes
     {LevelSpec::Kind::model, "", 5},
 };
@@ -85,8 +85,9 @@ std::string_view trimmed(std::string_view text) {
 int number(std::string_view text, const std::string& option, const std::string& level) {
   int value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  check(error == std::errc() && end == text.data() + text.size() && value > 0, Code::invalid_argument,
-        "draft: ", option, "=", text, " in '", level, "' is not a whole number above 0");
+  check(error == std::errc() && end == text.data() + text.size() && value > 0,
+        Code::invalid_argument, "draft: ", option, "=", text, " in '", level,
+        "' is not a whole number above 0");
   return value;
 }
 
@@ -104,13 +105,14 @@ void read_option(const std::string& piece, const std::string& text, LevelSpec& l
   const std::string name = piece.substr(0, equals);
   const std::string value = equals == std::string::npos ? "" : unescape(piece.substr(equals + 1));
   if (equals == std::string::npos) {
-    check(name == "shared" || name == "own", Code::invalid_argument, "draft: '", piece, "' in '", text,
-          "' is no option (shared, own, tokens=N, head=FORMAT, max=N, min=N)", kForms,
+    check(name == "shared" || name == "own", Code::invalid_argument, "draft: '", piece, "' in '",
+          text, "' is no option (shared, own, tokens=N, head=FORMAT, max=N, min=N)", kForms,
           "; a colon or comma inside a path is written \\: or \\,");
-    check(level.kind == LevelSpec::Kind::cast ||
-              (level.kind == LevelSpec::Kind::activations && name == "shared"),
-          Code::invalid_argument, "draft: '", name, "' in '", text,
-          "': only a cast has a choice of caches; a switch always shares, the others have their own");
+    check(
+        level.kind == LevelSpec::Kind::cast ||
+            (level.kind == LevelSpec::Kind::activations && name == "shared"),
+        Code::invalid_argument, "draft: '", name, "' in '", text,
+        "': only a cast has a choice of caches; a switch always shares, the others have their own");
     level.shared_cache = name == "shared", own = name == "own";
   } else if (name == "tokens") {
     level.tokens = number(value, name, text);
@@ -142,14 +144,15 @@ LevelSpec parse_level(const std::string& text) {
   } else {
     level.kind = LevelSpec::Kind::model;
     level.path = unescape(pieces[0]);
-    check(!level.path.empty(), Code::invalid_argument, "draft: '", text, "' starts with nothing", kForms);
+    check(!level.path.empty(), Code::invalid_argument, "draft: '", text, "' starts with nothing",
+          kForms);
   }
   bool own = false;
   for (; next < pieces.size(); ++next) {
     const bool shared = level.shared_cache, owned = own;
     read_option(pieces[next], text, level, own);
-    check(!(own && shared) && !(owned && level.shared_cache), Code::invalid_argument, "draft: '", text,
-          "' asks for both a shared cache and its own");
+    check(!(own && shared) && !(owned && level.shared_cache), Code::invalid_argument, "draft: '",
+          text, "' asks for both a shared cache and its own");
   }
   return level;
 }
@@ -170,56 +173,68 @@ std::string castable_names() {
 void check_level(const LevelSpec& level, const std::string& name) {
   using Kind = LevelSpec::Kind;
   const auto refuse = [&](bool given, const char* option, const char* where) {
-    check(!given, Code::invalid_argument, "draft: ", option, " of '", name, "' has no meaning there; it belongs to ",
-          where);
+    check(!given, Code::invalid_argument, "draft: ", option, " of '", name,
+          "' has no meaning there; it belongs to ", where);
   };
-  check(level.tokens >= 0 && level.tokens <= kMaxDrafts, Code::invalid_argument, "draft: tokens=", level.tokens,
-        " of '", name, "' is out of range; a round takes 1 to ", kMaxDrafts, " drafts");
-  refuse(level.kind != Kind::lookup && (level.ngram_max || level.ngram_min), "max or min", "lookup");
-  refuse((level.kind == Kind::lookup || level.kind == Kind::activations) && !level.head.empty(), "head",
-         "casts and models");
-  refuse((level.kind == Kind::lookup || level.kind == Kind::model) && level.shared_cache, "shared", "casts");
+  check(level.tokens >= 0 && level.tokens <= kMaxDrafts, Code::invalid_argument,
+        "draft: tokens=", level.tokens, " of '", name, "' is out of range; a round takes 1 to ",
+        kMaxDrafts, " drafts");
+  refuse(level.kind != Kind::lookup && (level.ngram_max || level.ngram_min), "max or min",
+         "lookup");
+  refuse((level.kind == Kind::lookup || level.kind == Kind::activations) && !level.head.empty(),
+         "head", "casts and models");
+  refuse((level.kind == Kind::lookup || level.kind == Kind::model) && level.shared_cache, "shared",
+         "casts");
   switch (level.kind) {
     case Kind::model:
-      check(!level.path.empty(), Code::invalid_argument, "draft: a model level needs the path of a checkpoint");
+      check(!level.path.empty(), Code::invalid_argument,
+            "draft: a model level needs the path of a checkpoint");
       break;
     case Kind::cast:
-      check(castable(format_name(level.format)), Code::invalid_argument, "draft: there is no cast to '", level.format,
-            "'; there are ", castable_names());
+      check(castable(format_name(level.format)), Code::invalid_argument,
+            "draft: there is no cast to '", level.format, "'; there are ", castable_names());
       break;
     case Kind::activations:
-      check(level.format == "a8", Code::invalid_argument, "draft: there is no switch to '", level.format,
-            "'; there is a8");
+      check(level.format == "a8", Code::invalid_argument, "draft: there is no switch to '",
+            level.format, "'; there is a8");
       break;
     case Kind::lookup: {
       const auto in_range = [&](int n) { return n >= 0 && n <= kMaxNgram; };
-      check(in_range(level.ngram_max) && in_range(level.ngram_min), Code::invalid_argument, "draft: max=",
-            level.ngram_max, " and min=", level.ngram_min, " of '", name, "' must be from 1 to ", kMaxNgram);
-      check(!level.ngram_max || !level.ngram_min || level.ngram_min <= level.ngram_max, Code::invalid_argument,
-            "draft: min=", level.ngram_min, " of '", name, "' is above max=", level.ngram_max);
+      check(in_range(level.ngram_max) && in_range(level.ngram_min), Code::invalid_argument,
+            "draft: max=", level.ngram_max, " and min=", level.ngram_min, " of '", name,
+            "' must be from 1 to ", kMaxNgram);
+      check(!level.ngram_max || !level.ngram_min || level.ngram_min <= level.ngram_max,
+            Code::invalid_argument, "draft: min=", level.ngram_min, " of '", name,
+            "' is above max=", level.ngram_max);
       break;
     }
   }
   if (!level.head.empty())
-    check(castable(format_name(level.head)), Code::invalid_argument, "draft: there is no cast to head=", level.head,
-          " in '", name, "'; there are ", castable_names());
+    check(castable(format_name(level.head)), Code::invalid_argument,
+          "draft: there is no cast to head=", level.head, " in '", name, "'; there are ",
+          castable_names());
 }
 
 }  // namespace
 
 void check_head(const std::string& name) {
-  check(name.empty() || castable(format_name(name)), Code::invalid_argument, "head: there is no format '", name,
-        "' to cast lm_head to; there are ", castable_names(), "; leave it out to keep it as stored");
+  check(name.empty() || castable(format_name(name)), Code::invalid_argument,
+        "head: there is no format '", name, "' to cast lm_head to; there are ", castable_names(),
+        "; leave it out to keep it as stored");
 }
 
 std::string format_name(const std::string& name) { return name == "int8" ? "w8a16" : name; }
 
 std::string level_name(const LevelSpec& level) {
   switch (level.kind) {
-    case LevelSpec::Kind::model: return "model:" + level.path;
-    case LevelSpec::Kind::cast: return "cast:" + level.format + (level.shared_cache ? ":shared" : "");
-    case LevelSpec::Kind::activations: return "switch:" + level.format;
-    case LevelSpec::Kind::lookup: return "lookup";
+    case LevelSpec::Kind::model:
+      return "model:" + level.path;
+    case LevelSpec::Kind::cast:
+      return "cast:" + level.format + (level.shared_cache ? ":shared" : "");
+    case LevelSpec::Kind::activations:
+      return "switch:" + level.format;
+    case LevelSpec::Kind::lookup:
+      return "lookup";
   }
   return "";
 }
@@ -238,12 +253,14 @@ LevelSpec with_defaults(LevelSpec level) {
 }
 
 void check_draft(const std::vector<LevelSpec>& levels) {
-  check(levels.size() <= kMaxLevels, Code::invalid_argument, "draft: ", levels.size(), " levels; at most ", kMaxLevels,
-        " can stand below a target");
+  check(levels.size() <= kMaxLevels, Code::invalid_argument, "draft: ", levels.size(),
+        " levels; at most ", kMaxLevels, " can stand below a target");
   for (size_t i = 0; i < levels.size(); ++i) {
     check_level(levels[i], level_name(levels[i]));
-    check(levels[i].kind != LevelSpec::Kind::lookup || i + 1 == levels.size(), Code::invalid_argument,
-          "draft: lookup proposes by itself and verifies nothing, so no level can stand below it; put it last");
+    check(levels[i].kind != LevelSpec::Kind::lookup || i + 1 == levels.size(),
+          Code::invalid_argument,
+          "draft: lookup proposes by itself and verifies nothing, so no level can stand below it; "
+          "put it last");
   }
 }
 
@@ -264,10 +281,18 @@ std::string to_string(const std::vector<LevelSpec>& levels) {
   for (const LevelSpec& level : levels) {
     if (!out.empty()) out += ',';
     switch (level.kind) {
-      case LevelSpec::Kind::model: out += "model:" + escape(level.path); break;
-      case LevelSpec::Kind::cast: out += "cast:" + escape(level.format); break;
-      case LevelSpec::Kind::activations: out += "switch:" + escape(level.format); break;
-      case LevelSpec::Kind::lookup: out += "lookup"; break;
+      case LevelSpec::Kind::model:
+        out += "model:" + escape(level.path);
+        break;
+      case LevelSpec::Kind::cast:
+        out += "cast:" + escape(level.format);
+        break;
+      case LevelSpec::Kind::activations:
+        out += "switch:" + escape(level.format);
+        break;
+      case LevelSpec::Kind::lookup:
+        out += "lookup";
+        break;
     }
     if (level.shared_cache && level.kind == LevelSpec::Kind::cast) out += ":shared";
     if (level.tokens) out += ":tokens=" + std::to_string(level.tokens);

@@ -22,7 +22,8 @@ namespace {
 /// The rule table and the target's verifier, as the loop wants them.
 class ModelSide final : public TargetSide {
  public:
-  ModelSide(std::shared_ptr<RuleTable> rules, ModelVerifier& target) : rules_(std::move(rules)), target_(target) {}
+  ModelSide(std::shared_ptr<RuleTable> rules, ModelVerifier& target)
+      : rules_(std::move(rules)), target_(target) {}
   void begin(int slot, const Sampling& sampling, std::span<const Token> prompt) override {
     rules_->begin(slot, sampling, prompt);
   }
@@ -47,7 +48,8 @@ class Progress {
     done_ += share;
     return [this, before, share](size_t done, size_t total) {
       const double fraction = total ? double(done) / double(total) : 1;
-      return call_(std::min(total_, before + static_cast<size_t>(fraction * double(share))), total_);
+      return call_(std::min(total_, before + static_cast<size_t>(fraction * double(share))),
+                   total_);
     };
   }
   void finish() {
@@ -71,11 +73,15 @@ struct Loaded {
 class Loader {
  public:
   Loader(const LoadPlan& plan, const Options& options, Backend& backend)
-      : plan_(plan), backend_(backend), progress_(options, weight_bytes(plan)), models_(plan.sources.size()) {}
+      : plan_(plan),
+        backend_(backend),
+        progress_(options, weight_bytes(plan)),
+        models_(plan.sources.size()) {}
 
   LoopParts load(Info& info) {
     rules_ = std::make_shared<RuleTable>(backend_, plan_.sequences, plan_.vocab, plan_.context);
-    for (size_t k = 0; k < plan_.levels.size(); ++k) loaded_.push_back(load_level(static_cast<int>(k)));
+    for (size_t k = 0; k < plan_.levels.size(); ++k)
+      loaded_.push_back(load_level(static_cast<int>(k)));
     backend_.wait();
     progress_.finish();
     describe(info);
@@ -118,14 +124,16 @@ class Loader {
       options.cast = format_name(level.spec.format), options.head = format_name(level.spec.head);
       options.positions = positions(source);
       options.progress = progress_.part(level.bytes);
-      out.model = std::make_shared<const Model>(backend_, *source.checkpoint, source.config, options, out.model);
+      out.model = std::make_shared<const Model>(backend_, *source.checkpoint, source.config,
+                                                options, out.model);
       out.act = out.model->default_act();
       out.weight_bytes = out.model->bytes();
     } else if (level.spec.kind == LevelSpec::Kind::activations) {
       out.act = Act::a8;
     }
     if (level.cache_of == k) {
-      out.cache = make_cache(backend_, *out.model, source.context, plan_.tree_capacity, plan_.sequences);
+      out.cache =
+          make_cache(backend_, *out.model, source.context, plan_.tree_capacity, plan_.sequences);
       out.cache_bytes = out.cache->bytes();
     } else {
       out.cache = loaded_[level.cache_of].cache;
@@ -148,7 +156,8 @@ class Loader {
       options.tokens = plan_.lookup->tokens;
       options.context = plan_.context, options.sequences = plan_.sequences;
       if (plan_.lookup->ngram_min) options.ngram_min = plan_.lookup->ngram_min;
-      options.ngram_max = plan_.lookup->ngram_max ? plan_.lookup->ngram_max : std::max(options.ngram_max, options.ngram_min);
+      options.ngram_max = plan_.lookup->ngram_max ? plan_.lookup->ngram_max
+                                                  : std::max(options.ngram_max, options.ngram_min);
       inner = std::make_unique<Lookup>(options);
     }
     for (size_t k = plan_.levels.size(); k-- > 0;) {
@@ -157,7 +166,8 @@ class Loader {
       options.name = p.name, options.tokens = p.drafts;
       options.sequences = plan_.sequences, options.tree_capacity = plan_.tree_capacity;
       options.context = plan_.sources[p.source].context;
-      auto level = std::make_unique<Level>(std::move(loaded_[k].verifier), std::move(inner), options);
+      auto level =
+          std::make_unique<Level>(std::move(loaded_[k].verifier), std::move(inner), options);
       if (k == 0)
         parts.target = std::move(level);
       else
@@ -211,11 +221,13 @@ int usable_cores() {
 
 class LoadedEngine final : public Engine {
  public:
-  LoadedEngine(const std::string& directory, const Options& options, std::unique_ptr<Backend> backend)
+  LoadedEngine(const std::string& directory, const Options& options,
+               std::unique_ptr<Backend> backend)
       : backend_(std::move(backend)) {
     const LoadPlan plan = make_plan(directory, options);
     const bool host = backend_->kernels().starts_with("cpu/");
-    check_memory(plan, memory_need(plan, *backend_), host ? available_host_bytes() : std::numeric_limits<size_t>::max());
+    check_memory(plan, memory_need(plan, *backend_),
+                 host ? available_host_bytes() : std::numeric_limits<size_t>::max());
     info_.threads = options.threads ? options.threads : usable_cores();
     loop_ = std::make_unique<Loop>(Loader(plan, options, *backend_).load(info_));
   }
@@ -227,7 +239,9 @@ class LoadedEngine final : public Engine {
     backend_.release();
   }
 
-  std::shared_ptr<Stream> submit(Request request) override { return loop_->submit(std::move(request)); }
+  std::shared_ptr<Stream> submit(Request request) override {
+    return loop_->submit(std::move(request));
+  }
   const Info& info() const override { return info_; }
   std::vector<double> verify_ms(const std::vector<int>& rows, int context, int repeats) override;
 
@@ -237,14 +251,17 @@ class LoadedEngine final : public Engine {
   std::unique_ptr<Loop> loop_;  // before the backend goes, it ends its thread and frees the levels
 };
 
-std::vector<double> LoadedEngine::verify_ms(const std::vector<int>& rows, int context, int repeats) {
+std::vector<double> LoadedEngine::verify_ms(const std::vector<int>& rows, int context,
+                                            int repeats) {
   const int most = rows.empty() ? 1 : *std::max_element(rows.begin(), rows.end());
   for (int n : rows)
-    check(n >= 1 && n <= kMaxEmitted, Code::invalid_argument, "rows: ", n, " is out of range; it must be from 1 to ",
-          kMaxEmitted);
-  check(context >= 0 && context + most <= info_.context, Code::invalid_argument, "context: ", context, " tokens and ",
-        most, " rows do not fit the context of ", info_.context);
-  check(repeats >= 1, Code::invalid_argument, "repeats: ", repeats, " is out of range; it must be 1 or more");
+    check(n >= 1 && n <= kMaxEmitted, Code::invalid_argument, "rows: ", n,
+          " is out of range; it must be from 1 to ", kMaxEmitted);
+  check(context >= 0 && context + most <= info_.context, Code::invalid_argument,
+        "context: ", context, " tokens and ", most, " rows do not fit the context of ",
+        info_.context);
+  check(repeats >= 1, Code::invalid_argument, "repeats: ", repeats,
+        " is out of range; it must be 1 or more");
   std::vector<std::vector<double>> times(rows.size());
   loop_->run_idle([&](Level& target, TargetSide& side) {
     Sequence sequence;
@@ -258,7 +275,8 @@ std::vector<double> LoadedEngine::verify_ms(const std::vector<int>& rows, int co
     while (verifier.lacking(sequence) > 0) verifier.read(one, kPromptBlock);
     DraftTrees trees(1, most);
     RoundResult result;
-    // Sizes alternate, so that a change of the machine's speed meets them all; the first is warm-up.
+    // Sizes alternate, so that a change of the machine's speed meets them all; the first is
+    // warm-up.
     for (int r = -1; r < repeats; ++r)
       for (size_t i = 0; i < rows.size(); ++i) {
         trees.reset(0, sequence.tokens.back());
@@ -266,7 +284,8 @@ std::vector<double> LoadedEngine::verify_ms(const std::vector<int>& rows, int co
         verifier.sync(one);
         const auto start = std::chrono::steady_clock::now();
         verifier.verify(one, trees, {&result, 1});
-        const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+        const std::chrono::duration<double, std::milli> took =
+            std::chrono::steady_clock::now() - start;
         if (r >= 0) times[i].push_back(took.count());
       }
   });
@@ -286,7 +305,8 @@ std::shared_ptr<Engine> load_engine(const std::string& directory, const Options&
 }
 
 std::shared_ptr<Engine> Engine::load(const std::string& directory, const Options& options) {
-  return load_engine(directory, options, open_backend({options.device, options.isa, options.threads}));
+  return load_engine(directory, options,
+                     open_backend({options.device, options.isa, options.threads}));
 }
 
 }  // namespace stepladder

@@ -11,7 +11,10 @@ std::string stored_format(const Checkpoint& checkpoint, const std::string& prefi
     const WeightFormat& format = format_of(checkpoint, prefix);
     if (std::string_view(format.name) != "dense") return format.name;
     const TensorInfo& t = checkpoint.need(prefix + ".weight");
-    return t.dtype == "BF16" ? "bf16" : t.dtype == "F16" ? "f16" : t.dtype == "F32" ? "f32" : t.dtype;
+    return t.dtype == "BF16"  ? "bf16"
+           : t.dtype == "F16" ? "f16"
+           : t.dtype == "F32" ? "f32"
+                              : t.dtype;
   } catch (const Error& e) {
     if (e.code() != Code::unsupported) throw;
     return "?";
@@ -28,15 +31,19 @@ Info inspect(const std::string& directory) {
   info.vocab = real_vocab(directory, c);
   info.model_context = info.context = c.max_context();
   info.layers = c.layers, info.width = c.width;
-  const int64_t q = int64_t(c.heads) * c.head_dim, kv = int64_t(c.kv_heads) * c.head_dim, w = c.width;
-  info.parameters = c.layers * (w * (2 * q + 2 * kv) + 3 * w * c.ffn) + int64_t(c.vocab) * w * (c.tied_head ? 1 : 2);
+  const int64_t q = int64_t(c.heads) * c.head_dim, kv = int64_t(c.kv_heads) * c.head_dim,
+                w = c.width;
+  info.parameters = c.layers * (w * (2 * q + 2 * kv) + 3 * w * c.ffn) +
+                    int64_t(c.vocab) * w * (c.tied_head ? 1 : 2);
   info.end_tokens = c.end_tokens, info.notes = c.notes;
-  for (const std::string& name : checkpoint->names()) info.total_bytes += checkpoint->find(name)->bytes;
+  for (const std::string& name : checkpoint->names())
+    info.total_bytes += checkpoint->find(name)->bytes;
 
   LevelInfo level;
   level.name = "target";
   level.format = stored_format(*checkpoint, "model.layers.0.self_attn.q_proj");
-  const bool own_head = checkpoint->find("lm_head.weight") || checkpoint->find("lm_head.weight_packed") ||
+  const bool own_head = checkpoint->find("lm_head.weight") ||
+                        checkpoint->find("lm_head.weight_packed") ||
                         checkpoint->find("lm_head.qweight");
   level.head = stored_format(*checkpoint, own_head ? "lm_head" : "model.embed_tokens");
   level.weight_bytes = info.total_bytes;

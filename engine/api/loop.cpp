@@ -39,7 +39,8 @@ Loop::Loop(LoopParts parts)
     slots_[i].sequence.tokens.reserve(parts_.limits.context + kMaxEmitted + 1);
     slots_[i].stats.levels.resize(levels_.size());
   }
-  active_.reserve(parts_.sequences), members_.reserve(parts_.sequences), batch_.reserve(parts_.sequences);
+  active_.reserve(parts_.sequences), members_.reserve(parts_.sequences),
+      batch_.reserve(parts_.sequences);
   below_.reserve(parts_.sequences);
   limits_.reserve(parts_.sequences), drafts_.reserve(parts_.sequences);
   logprobs_.reserve(kMaxEmitted);
@@ -184,7 +185,8 @@ Loop::Slot& Loop::best_slot(std::span<const Token> prompt) {
     if (slot.stream) continue;
     const auto& held = slot.sequence.tokens;
     const size_t n = std::min({slot.entries, held.size(), prompt.size()});
-    const size_t shared = std::mismatch(held.begin(), held.begin() + n, prompt.begin()).first - held.begin();
+    const size_t shared =
+        std::mismatch(held.begin(), held.begin() + n, prompt.begin()).first - held.begin();
     if (!best || shared > best_shared || (shared == best_shared && slot.admitted < best->admitted))
       best = &slot, best_shared = shared;
   }
@@ -254,9 +256,11 @@ bool Loop::round() {
   int logprobs = -1;
   for (Slot* slot : members_) {
     const Request& request = slot->stream->request;
-    limits_.push_back(std::min({request.max_tokens - slot->produced, target.verifier().room(slot->sequence), kMaxEmitted}));
+    limits_.push_back(std::min({request.max_tokens - slot->produced,
+                                target.verifier().room(slot->sequence), kMaxEmitted}));
     // The first token comes as early as in plain decoding.
-    drafts_.push_back(request.draft && slot->produced > 0 && target.inner() && target.inner()->ready(slot->sequence));
+    drafts_.push_back(request.draft && slot->produced > 0 && target.inner() &&
+                      target.inner()->ready(slot->sequence));
     logprobs = std::max(logprobs, request.logprobs);
   }
   parts_.side->ask_logprobs(logprobs);
@@ -306,7 +310,8 @@ void Loop::deliver(Slot& slot, int index) {
       top.resize(std::min<size_t>(top.size(), request.logprobs));
     }
   update_stats(slot, std::chrono::steady_clock::now());
-  slot.stream->push({result.token, size_t(kept)}, {result.logit, size_t(kept)}, logprobs_, finish, stop_token);
+  slot.stream->push({result.token, size_t(kept)}, {result.logit, size_t(kept)}, logprobs_, finish,
+                    stop_token);
   if (finish != Finish::none) release(slot);
 }
 

@@ -21,10 +21,12 @@ std::string canonical(const std::string& directory) {
   return error ? directory : path.string();
 }
 
-int open_source(LoadPlan& plan, const std::string& directory, const std::string& head, int wanted_context) {
+int open_source(LoadPlan& plan, const std::string& directory, const std::string& head,
+                int wanted_context) {
   const std::string path = canonical(directory);
   for (size_t i = 0; i < plan.sources.size(); ++i)
-    if (canonical(plan.sources[i].directory) == path && plan.sources[i].head == head) return static_cast<int>(i);
+    if (canonical(plan.sources[i].directory) == path && plan.sources[i].head == head)
+      return static_cast<int>(i);
   Source source;
   source.directory = directory, source.head = head;
   source.checkpoint = open_checkpoint(directory);
@@ -39,8 +41,9 @@ void open_target(LoadPlan& plan, const std::string& directory, const Options& op
   open_source(plan, directory, options.head.empty() ? "" : format_name(options.head), INT32_MAX);
   Source& target = plan.sources[0];
   const int most = target.config.max_context();
-  check(options.context >= 0 && options.context <= most, Code::invalid_argument, "context: ", options.context,
-        " is out of range; ", directory, " serves 1 to ", most, " tokens (0 = the default)");
+  check(options.context >= 0 && options.context <= most, Code::invalid_argument,
+        "context: ", options.context, " is out of range; ", directory, " serves 1 to ", most,
+        " tokens (0 = the default)");
   plan.context = options.context ? options.context : std::min(most, kDefaultContext);
   if (!options.context && most > plan.context)
     plan.notes.push_back("context set to " + std::to_string(plan.context) + " of the model's " +
@@ -50,12 +53,15 @@ void open_target(LoadPlan& plan, const std::string& directory, const Options& op
 }
 
 void open_draft(LoadPlan& plan, LevelPlan& level, const std::string& directory) {
-  level.source = open_source(plan, level.spec.path, level.spec.head.empty() ? "" : format_name(level.spec.head),
-                             plan.context);
+  level.source =
+      open_source(plan, level.spec.path,
+                  level.spec.head.empty() ? "" : format_name(level.spec.head), plan.context);
   const Source& draft = plan.sources[level.source];
-  if (canonical(directory) != canonical(draft.directory)) check_same_vocabulary(directory, draft.directory);
+  if (canonical(directory) != canonical(draft.directory))
+    check_same_vocabulary(directory, draft.directory);
   check(draft.config.vocab >= plan.vocab, Code::vocab_mismatch, "draft: ", draft.directory, " has ",
-        draft.config.vocab, " tokens, the target ", plan.vocab, "; both must speak the same vocabulary");
+        draft.config.vocab, " tokens, the target ", plan.vocab,
+        "; both must speak the same vocabulary");
   if (draft.context < plan.context)
     plan.notes.push_back(level.name + " holds " + std::to_string(draft.context) +
                          " tokens; beyond that the text goes on without it");
@@ -65,7 +71,8 @@ void open_draft(LoadPlan& plan, LevelPlan& level, const std::string& directory) 
 double bits_per_weight(const std::string& format, int k) {
   const std::vector<float> zeros(k);
   const FormatDesc desc = format_named(format).cast(zeros, 1, k, 0).desc;
-  return bits(desc.code) + (desc.scaled ? double(bits(desc.scale)) / (desc.group ? desc.group : k) : 0);
+  return bits(desc.code) +
+         (desc.scaled ? double(bits(desc.scale)) / (desc.group ? desc.group : k) : 0);
 }
 
 double body_weights(const ModelConfig& c) {
@@ -88,8 +95,10 @@ size_t source_bytes(const Source& s) {
 
 size_t cast_bytes(const Source& s, const LevelSpec& spec) {
   const auto& c = s.config;
-  return static_cast<size_t>((body_weights(c) * bits_per_weight(format_name(spec.format), c.width) +
-                              double(c.vocab) * c.width * bits_per_weight(format_name(spec.head), c.width)) / 8);
+  return static_cast<size_t>(
+      (body_weights(c) * bits_per_weight(format_name(spec.format), c.width) +
+       double(c.vocab) * c.width * bits_per_weight(format_name(spec.head), c.width)) /
+      8);
 }
 
 }  // namespace
@@ -106,9 +115,11 @@ std::string format_label(const FormatDesc& desc) {
 LoadPlan make_plan(const std::string& directory, const Options& options) {
   check_draft(options.draft);
   check_head(options.head);
-  check(options.max_sequences >= 1 && options.max_sequences <= kMaxSequences, Code::invalid_argument,
-        "max_sequences: ", options.max_sequences, " is out of range; it must be from 1 to ", kMaxSequences);
-  check(options.threads >= 0 && options.threads <= 1024, Code::invalid_argument, "threads: ", options.threads,
+  check(options.max_sequences >= 1 && options.max_sequences <= kMaxSequences,
+        Code::invalid_argument, "max_sequences: ", options.max_sequences,
+        " is out of range; it must be from 1 to ", kMaxSequences);
+  check(options.threads >= 0 && options.threads <= 1024, Code::invalid_argument,
+        "threads: ", options.threads,
         " is out of range; it must be from 1 to 1024, or 0 for the machine's cores");
   LoadPlan plan;
   plan.sequences = options.max_sequences;
@@ -135,7 +146,8 @@ LoadPlan make_plan(const std::string& directory, const Options& options) {
     level.cache_of = spec.shared_cache ? above : static_cast<int>(plan.levels.size());
     if (spec.kind == LevelSpec::Kind::model) open_draft(plan, level, directory);
     if (spec.kind == LevelSpec::Kind::activations) plan.sources[level.source].also_a8 = true;
-    if (spec.kind == LevelSpec::Kind::cast) level.bytes = cast_bytes(plan.sources[level.source], spec);
+    if (spec.kind == LevelSpec::Kind::cast)
+      level.bytes = cast_bytes(plan.sources[level.source], spec);
     plan.levels.push_back(std::move(level));
   }
   plan.tree_capacity = std::max(kLeastTree, ahead + 1);
@@ -156,7 +168,8 @@ MemoryNeed memory_need(const LoadPlan& plan, const Backend& backend) {
     need.weights += s.bytes;
     const auto& c = s.config;
     // While a matrix is packed it stands beside its codes as read, and as f32 when it is cast.
-    need.transient = std::max(need.transient, 8 * std::max(size_t(c.vocab) * c.width, 2 * size_t(c.ffn) * c.width));
+    need.transient = std::max(need.transient,
+                              8 * std::max(size_t(c.vocab) * c.width, 2 * size_t(c.ffn) * c.width));
   }
   for (size_t k = 0; k < plan.levels.size(); ++k) {
     const LevelPlan& level = plan.levels[k];
@@ -167,8 +180,9 @@ MemoryNeed memory_need(const LoadPlan& plan, const Backend& backend) {
       need.per_context += size_t(plan.sequences) * c.layers * 2 * c.kv_heads * c.head_dim * 2;
     }
     const size_t rows = std::max(kRows, plan.sequences * (plan.tree_capacity + 16));
-    need.work += kRows * (10 * size_t(c.ffn) + 16 * size_t(c.width) + 10 * size_t(c.heads) * c.head_dim) +
-                 64 * size_t(c.vocab) * 4 + rows * (size_t(c.width) * 4 + 2 * size_t(plan.tree_capacity));
+    need.work +=
+        kRows * (10 * size_t(c.ffn) + 16 * size_t(c.width) + 10 * size_t(c.heads) * c.head_dim) +
+        64 * size_t(c.vocab) * 4 + rows * (size_t(c.width) * 4 + 2 * size_t(plan.tree_capacity));
   }
   need.work += size_t(plan.sequences) * plan.vocab * 8;
   return need;
@@ -178,14 +192,16 @@ void check_memory(const LoadPlan& plan, const MemoryNeed& need, size_t available
   if (need.total() <= available) return;
   const auto mb = [](size_t bytes) { return (bytes + (size_t{1} << 20) - 1) >> 20; };
   const size_t rest = need.total() - need.caches;
-  const size_t fits = available > rest && need.per_context ? (available - rest) / need.per_context / 32 * 32 : 0;
+  const size_t fits =
+      available > rest && need.per_context ? (available - rest) / need.per_context / 32 * 32 : 0;
   const std::string advice =
-      fits >= 32 ? "load with context=" + std::to_string(std::min<size_t>(fits, plan.context)) + " or less"
-                 : std::string("use a smaller model, fewer levels or a smaller format");
-  fail(Code::out_of_memory, plan.sources[0].directory, " does not fit: ", mb(need.total()), " MB needed (weights ",
-       mb(need.weights), ", cache of ", plan.sequences, " x ", plan.context, " tokens ", mb(need.caches), ", work ",
-       mb(need.work + need.transient), "), ", mb(available), " MB available; ", advice,
-       plan.sequences > 1 ? ", or with fewer max_sequences" : "");
+      fits >= 32
+          ? "load with context=" + std::to_string(std::min<size_t>(fits, plan.context)) + " or less"
+          : std::string("use a smaller model, fewer levels or a smaller format");
+  fail(Code::out_of_memory, plan.sources[0].directory, " does not fit: ", mb(need.total()),
+       " MB needed (weights ", mb(need.weights), ", cache of ", plan.sequences, " x ", plan.context,
+       " tokens ", mb(need.caches), ", work ", mb(need.work + need.transient), "), ", mb(available),
+       " MB available; ", advice, plan.sequences > 1 ? ", or with fewer max_sequences" : "");
 }
 
 }  // namespace stepladder

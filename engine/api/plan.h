@@ -17,7 +17,7 @@ namespace stepladder {
 /// One checkpoint directory; levels that name the same one share it.
 struct Source {
   std::string directory;
-  std::string head;      // lm_head's format; "" = as stored
+  std::string head;  // lm_head's format; "" = as stored
   std::unique_ptr<Checkpoint> checkpoint;
   ModelConfig config;
   int context = 0;       // tokens a sequence may hold in it
@@ -29,10 +29,10 @@ struct Source {
 struct LevelPlan {
   LevelSpec spec;
   std::string name;
-  int source = 0;        // the checkpoint it runs or copies
-  int cache_of = 0;      // the level whose cache it uses; itself when it owns one
-  int drafts = 0;        // asked of the drafter below; 0 when there is none
-  size_t bytes = 0;      // estimate of the weights held for it alone
+  int source = 0;    // the checkpoint it runs or copies
+  int cache_of = 0;  // the level whose cache it uses; itself when it owns one
+  int drafts = 0;    // asked of the drafter below; 0 when there is none
+  size_t bytes = 0;  // estimate of the weights held for it alone
 };
 
 struct LoadPlan {

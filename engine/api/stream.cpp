@@ -29,11 +29,13 @@ bool ForkGuard::forked() const noexcept { return ::getpid() != process_; }
 
 void ForkGuard::check_here() const {
   check(!forked(), Code::unsupported,
-        "this process was forked after the model was loaded, and the engine's threads stayed in the parent; load the "
+        "this process was forked after the model was loaded, and the engine's threads stayed in "
+        "the parent; load the "
         "model in the child, or start workers with 'spawn'");
 }
 
-StreamState::StreamState(Request r, std::shared_ptr<Doorbell> doorbell, std::shared_ptr<std::atomic<int>> cancels)
+StreamState::StreamState(Request r, std::shared_ptr<Doorbell> doorbell,
+                         std::shared_ptr<std::atomic<int>> cancels)
     : request(std::move(r)), doorbell_(std::move(doorbell)), cancels_(std::move(cancels)) {
   stats_.prompt_tokens = static_cast<int64_t>(request.prompt.size());
   stats_.seed = request.sampling.seed;
@@ -107,7 +109,8 @@ void StreamState::push(std::span<const Token> tokens, std::span<const float> log
       round.count = static_cast<int>(tokens.size());
       std::copy(tokens.begin(), tokens.end(), round.token);
       std::copy(logits.begin(), logits.end(), round.logit);
-      round.logprobs.assign(std::make_move_iterator(logprobs.begin()), std::make_move_iterator(logprobs.end()));
+      round.logprobs.assign(std::make_move_iterator(logprobs.begin()),
+                            std::make_move_iterator(logprobs.end()));
       ++queued_;
     }
     finish_ = finish, stop_token_ = stop_token;

@@ -70,8 +70,8 @@ class StreamState {
   bool has_room();
   /// Queues what a round gave, and how the text ended if it did. `logprobs` is empty or as long as
   /// `tokens`, and is moved from.
-  void push(std::span<const Token> tokens, std::span<const float> logits, std::span<TokenLogprobs> logprobs,
-            Finish finish, Token stop_token);
+  void push(std::span<const Token> tokens, std::span<const float> logits,
+            std::span<TokenLogprobs> logprobs, Finish finish, Token stop_token);
   /// No more rounds follow. The first end counts.
   void finish(Finish);
   void fail(Code, const std::string& message);

@@ -1,4 +1,4 @@
-// The AVX-512 body of the a16 products: one block multiplies a few tokens with one or two tiles.
+// The AVX-512 body of the a16 products: one block multiplies a few tokens with one tile.
 // A codec turns a step of packed weights into vectors of [16 rows][2 k] bf16 pairs; every output
 // keeps one accumulator that takes k in order, so its bits do not depend on the block it is in.
 #pragma once
@@ -17,11 +17,11 @@
 namespace stepladder::SL_ISA {
 namespace {
 
-#ifndef EXP_S1
-#define EXP_S1 4
-#endif
 #ifndef EXP_AHEAD
 #define EXP_AHEAD 2048
+#endif
+#ifndef EXP_HINT
+#define EXP_HINT _MM_HINT_T0
 #endif
 constexpr int kAheadBytes = EXP_AHEAD;
 constexpr int kTokens = 8;  // most tokens of a block: 16 accumulators, the weights' decoding shared
@@ -38,12 +38,12 @@ SL_INLINE int next_block(int left) {
   return left <= kTokens ? left : left < 2 * kTokens ? (left + 1) / 2 : kTokens;
 }
 
-/// Writes T x S accumulators to y: + bias, + what y holds when accumulating; never beyond n.
-template <int T, int S>
-SL_INLINE void store(const LinearArgs& a, int token, int row, const __m512 (&v)[T][S]) {
+/// Writes T x 2 accumulators to y: + bias, + what y holds when accumulating; never beyond n.
+template <int T>
+SL_INLINE void store(const LinearArgs& a, int token, int row, const __m512 (&v)[T][2]) {
   const int n = a.weight.n;
-#pragma GCC unroll 4
-  for (int s = 0; s < S; ++s) {
+#pragma GCC unroll 2
+  for (int s = 0; s < 2; ++s) {
     const int at = row + s * tiles::kStrip, left = n - at;
     if (left <= 0) break;
     const __mmask16 mask = left >= 16 ? __mmask16(0xffff) : __mmask16((1u << left) - 1);
@@ -69,14 +69,14 @@ struct PairTokens {
   template <int T>
   [[gnu::always_inline]] void prepare(int, int) {}
 
-  template <class C, int T, int S>
-  [[gnu::always_inline]] void mac(__m512 (&acc)[T][S], const __m512i (&w)[S], int k, int) const {
+  template <class C, int T>
+  [[gnu::always_inline]] void mac(__m512 (&acc)[T][2], const __m512i (&w)[2], int k, int) const {
     const std::byte* at = x + size_t(k) * 2;
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       const __m512bh pair = (__m512bh)_mm512_set1_epi32(load32(at + t * stride));
-#pragma GCC unroll 4
-      for (int s = 0; s < S; ++s) acc[t][s] = _mm512_dpbf16_ps(acc[t][s], (__m512bh)w[s], pair);
+#pragma GCC unroll 2
+      for (int s = 0; s < 2; ++s) acc[t][s] = _mm512_dpbf16_ps(acc[t][s], (__m512bh)w[s], pair);
     }
   }
 };
@@ -105,10 +105,10 @@ struct FloatTokens {
     }
   }
 
-  template <class C, int T, int S>
-  [[gnu::always_inline]] void mac(__m512 (&acc)[T][S], const __m512i (&w)[S], int, int i) const {
-#pragma GCC unroll 4
-    for (int s = 0; s < S; ++s) {
+  template <class C, int T>
+  [[gnu::always_inline]] void mac(__m512 (&acc)[T][2], const __m512i (&w)[2], int, int i) const {
+#pragma GCC unroll 2
+    for (int s = 0; s < 2; ++s) {
       const __m512 even = C::even(w[s]), odd = C::odd(w[s]);
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
@@ -132,12 +132,9 @@ struct Ahead {
   const std::byte* at;
   int pace;
 
-  /// Fetches the step's bytes in each of the tiles that S strips belong to.
-  template <int S>
-  [[gnu::always_inline]] void step(size_t tile_bytes) {
-#pragma GCC unroll 4
-    for (int s = 0; s < S; ++s)
-      _mm_prefetch(reinterpret_cast<const char*>(at + (s / 2) * tile_bytes + (s % 2) * 64), _MM_HINT_T0);
+  [[gnu::always_inline]] void step() {
+    _mm_prefetch(reinterpret_cast<const char*>(at), EXP_HINT);
+    _mm_prefetch(reinterpret_cast<const char*>(at + 64), EXP_HINT);
     at += pace;
   }
 };
@@ -151,19 +148,18 @@ SL_INLINE Ahead look_ahead(const std::byte* tile, size_t tile_bytes, int block, 
   return {tile + tile_bytes + tile_bytes / blocks * block, 128 / blocks};
 }
 
-/// T tokens from `token` on times the S strips from tile `tile` on.
-template <class C, class X, int T, int S>
+/// T tokens from `token` on times a tile.
+template <class C, class X, int T>
 void block_a16(const LinearArgs& a, const C& codec, int token, int tile, Ahead ahead) {
   const int k = a.weight.k;
-  const size_t tile_bytes = codec.tile_bytes;
-  const std::byte* const base = codec.tiles + size_t(tile) * tile_bytes;
+  const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
   const std::byte* p = base + C::kFirst;
   X x(a, token);
-  __m512 acc[T][S], total[T][S];
+  __m512 acc[T][2], total[T][2];
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t)
-#pragma GCC unroll 4
-    for (int s = 0; s < S; ++s) acc[t][s] = total[t][s] = _mm512_setzero_ps();
+#pragma GCC unroll 2
+    for (int s = 0; s < 2; ++s) acc[t][s] = total[t][s] = _mm512_setzero_ps();
 
   for (int k0 = 0, g = 0; k0 < k; k0 += X::kChunk) {
     const int count = k - k0 < X::kChunk ? k - k0 : X::kChunk;
@@ -174,25 +170,22 @@ void block_a16(const LinearArgs& a, const C& codec, int token, int tile, Ahead a
       const std::byte* scales = nullptr;
       if constexpr (C::kGrouped) scales = codec.open_group(p, g);
       for (int i = i0; i < i0 + piece; i += C::kStep, p += C::kStepBytes) {
-        ahead.step<S>(tile_bytes);
-        typename C::Raw raw[S];
-#pragma GCC unroll 4
-        for (int s = 0; s < S; ++s) {
-          const std::byte* at = p + (s / 2) * tile_bytes + (s % 2) * 64;
-          codec.load(raw[s], at);
-        }
+        ahead.step();
+        typename C::Raw raw[2];
+#pragma GCC unroll 2
+        for (int s = 0; s < 2; ++s) codec.load(raw[s], p + s * 64);
 #pragma GCC unroll 4
         for (int j = 0; j < C::kStep / 2; ++j) {
-          __m512i w[S];
-#pragma GCC unroll 4
-          for (int s = 0; s < S; ++s) w[s] = codec.pair(raw[s], j);
-          x.template mac<C, T, S>(acc, w, k0 + i + 2 * j, i + 2 * j);
+          __m512i w[2];
+#pragma GCC unroll 2
+          for (int s = 0; s < 2; ++s) w[s] = codec.pair(raw[s], j);
+          x.template mac<C, T>(acc, w, k0 + i + 2 * j, i + 2 * j);
         }
       }
       if constexpr (C::kGrouped) {
-#pragma GCC unroll 4
-        for (int s = 0; s < S; ++s) {
-          const __m512 scale = codec.scale(scales + (s / 2) * tile_bytes, s % 2);
+#pragma GCC unroll 2
+        for (int s = 0; s < 2; ++s) {
+          const __m512 scale = codec.scale(scales, s);
 #pragma GCC unroll 8
           for (int t = 0; t < T; ++t) {
             total[t][s] = _mm512_fmadd_ps(scale, acc[t][s], total[t][s]);
@@ -203,21 +196,21 @@ void block_a16(const LinearArgs& a, const C& codec, int token, int tile, Ahead a
     }
   }
   if constexpr (C::kGrouped) {
-    store<T, S>(a, token, tile * tiles::kRows, total);
+    store<T>(a, token, tile * tiles::kRows, total);
   } else {
     if constexpr (C::kScaled) {
-#pragma GCC unroll 4
-      for (int s = 0; s < S; ++s) {
-        const __m512 scale = codec.scale(base + (s / 2) * tile_bytes, s % 2);
+#pragma GCC unroll 2
+      for (int s = 0; s < 2; ++s) {
+        const __m512 scale = codec.scale(base, s);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) acc[t][s] = _mm512_mul_ps(acc[t][s], scale);
       }
     }
-    store<T, S>(a, token, tile * tiles::kRows, acc);
+    store<T>(a, token, tile * tiles::kRows, acc);
   }
 }
 
-/// This lane's tiles, each with all tokens; Block::run<T, S> is the body.
+/// This lane's tiles, each with all tokens; Block::run<T> is the body.
 template <class Block, class C>
 void each_tile(const LinearArgs& a, const C& codec, Lane lane) {
   const int rows = live_rows(a.live);
@@ -226,25 +219,18 @@ void each_tile(const LinearArgs& a, const C& codec, Lane lane) {
   for (int token = 0; token < rows; token += next_block(rows - token)) ++blocks;
   for (int tile = mine.begin; tile < mine.end; ++tile) {
     const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
-#if EXP_S1 == 4
-    if (rows == 1 && tile + 1 < mine.end) {
-      Block::template run<1, 4>(a, codec, 0, tile, look_ahead(base, codec.tile_bytes, 0, 1, false));
-      ++tile;
-      continue;
-    }
-#endif
     for (int token = 0, i = 0; token < rows; ++i) {
       const int t = next_block(rows - token);
       const Ahead ahead = look_ahead(base, codec.tile_bytes, i, blocks, tile + 1 == mine.end);
       switch (t) {
-        case 1: Block::template run<1, 2>(a, codec, token, tile, ahead); break;
-        case 2: Block::template run<2, 2>(a, codec, token, tile, ahead); break;
-        case 3: Block::template run<3, 2>(a, codec, token, tile, ahead); break;
-        case 4: Block::template run<4, 2>(a, codec, token, tile, ahead); break;
-        case 5: Block::template run<5, 2>(a, codec, token, tile, ahead); break;
-        case 6: Block::template run<6, 2>(a, codec, token, tile, ahead); break;
-        case 7: Block::template run<7, 2>(a, codec, token, tile, ahead); break;
-        default: Block::template run<8, 2>(a, codec, token, tile, ahead); break;
+        case 1: Block::template run<1>(a, codec, token, tile, ahead); break;
+        case 2: Block::template run<2>(a, codec, token, tile, ahead); break;
+        case 3: Block::template run<3>(a, codec, token, tile, ahead); break;
+        case 4: Block::template run<4>(a, codec, token, tile, ahead); break;
+        case 5: Block::template run<5>(a, codec, token, tile, ahead); break;
+        case 6: Block::template run<6>(a, codec, token, tile, ahead); break;
+        case 7: Block::template run<7>(a, codec, token, tile, ahead); break;
+        default: Block::template run<8>(a, codec, token, tile, ahead); break;
       }
       token += t;
     }
@@ -253,9 +239,9 @@ void each_tile(const LinearArgs& a, const C& codec, Lane lane) {
 
 template <class C, class X>
 struct A16 {
-  template <int T, int S>
+  template <int T>
   static void run(const LinearArgs& a, const C& codec, int token, int tile, Ahead ahead) {
-    block_a16<C, X, T, S>(a, codec, token, tile, ahead);
+    block_a16<C, X, T>(a, codec, token, tile, ahead);
   }
 };
 template <class C, class X>

@@ -41,24 +41,23 @@ struct NibbleTokens {
   [[gnu::always_inline]] __m512i four(int t, int, int i) const { return _mm512_set1_epi32(load32(&x[t][i])); }
 };
 
-/// T tokens from `token` on times the S strips from tile `tile` on.
-template <class C, class X, int T, int S>
+/// T tokens from `token` on times a tile.
+template <class C, class X, int T>
 void block_a8(const LinearArgs& a, const C& codec, int token, int tile, Ahead ahead) {
   const int k = a.weight.k;
   int groups = 1;
   if constexpr (C::kGrouped) groups = k / codec.group;
-  const size_t tile_bytes = codec.tile_bytes;
-  const std::byte* const base = codec.tiles + size_t(tile) * tile_bytes;
+  const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
   const std::byte* p = base + C::kFirst;
   const float* const x_scale = a.x8.scale + int64_t{token} * groups;
   const int32_t* const x_sum = a.x8.sum + int64_t{token} * groups;
   X x(a, token);
-  __m512i acc[T][S];
-  __m512 total[T][S];
+  __m512i acc[T][2];
+  __m512 total[T][2];
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t)
-#pragma GCC unroll 4
-    for (int s = 0; s < S; ++s) total[t][s] = _mm512_setzero_ps();
+#pragma GCC unroll 2
+    for (int s = 0; s < 2; ++s) total[t][s] = _mm512_setzero_ps();
 
   for (int k0 = 0, g = 0; k0 < k; k0 += X::kChunk) {
     const int count = k - k0 < X::kChunk ? k - k0 : X::kChunk;
@@ -71,32 +70,30 @@ void block_a8(const LinearArgs& a, const C& codec, int token, int tile, Ahead ah
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
         const __m512i offset = _mm512_set1_epi32(x_sum[t * groups + g] * -C::kOffset);
-#pragma GCC unroll 4
-        for (int s = 0; s < S; ++s) acc[t][s] = offset;
+#pragma GCC unroll 2
+        for (int s = 0; s < 2; ++s) acc[t][s] = offset;
       }
       for (int i = i0; i < i0 + piece; i += C::kStep, p += C::kStepBytes) {
-        ahead.step<S>(tile_bytes);
-        __m512i raw[S];
-#pragma GCC unroll 4
-        for (int s = 0; s < S; ++s) {
-          raw[s] = load512(p + (s / 2) * tile_bytes + (s % 2) * 64);
-        }
+        ahead.step();
+        __m512i raw[2];
+#pragma GCC unroll 2
+        for (int s = 0; s < 2; ++s) raw[s] = load512(p + s * 64);
 #pragma GCC unroll 2
         for (int j = 0; j < C::kStep / 4; ++j) {
-          __m512i w[S];
-#pragma GCC unroll 4
-          for (int s = 0; s < S; ++s) w[s] = codec.bytes(raw[s], j);
+          __m512i w[2];
+#pragma GCC unroll 2
+          for (int s = 0; s < 2; ++s) w[s] = codec.bytes(raw[s], j);
 #pragma GCC unroll 8
           for (int t = 0; t < T; ++t) {
             const __m512i four = x.four(t, k0 + i + 4 * j, i + 4 * j);
-#pragma GCC unroll 4
-            for (int s = 0; s < S; ++s) acc[t][s] = _mm512_dpbusd_epi32(acc[t][s], w[s], four);
+#pragma GCC unroll 2
+            for (int s = 0; s < 2; ++s) acc[t][s] = _mm512_dpbusd_epi32(acc[t][s], w[s], four);
           }
         }
       }
-#pragma GCC unroll 4
-      for (int s = 0; s < S; ++s) {
-        const __m512 scale = codec.scale(scales + (s / 2) * tile_bytes, s % 2);
+#pragma GCC unroll 2
+      for (int s = 0; s < 2; ++s) {
+        const __m512 scale = codec.scale(scales, s);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
           const __m512 x_scaled = _mm512_set1_ps(x_scale[t * groups + g]);
@@ -109,14 +106,14 @@ void block_a8(const LinearArgs& a, const C& codec, int token, int tile, Ahead ah
       }
     }
   }
-  store<T, S>(a, token, tile * tiles::kRows, total);
+  store<T>(a, token, tile * tiles::kRows, total);
 }
 
 template <class C, class X>
 struct A8 {
-  template <int T, int S>
+  template <int T>
   static void run(const LinearArgs& a, const C& codec, int token, int tile, Ahead ahead) {
-    block_a8<C, X, T, S>(a, codec, token, tile, ahead);
+    block_a8<C, X, T>(a, codec, token, tile, ahead);
   }
 };
 template <class C, class X>

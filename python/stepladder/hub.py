@@ -28,13 +28,13 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         raise InvalidArgumentError(f"model: {str(text)[:80]!r} is not a path")
     path = Path(text).expanduser()
     try:
-        if path.is_dir():
-            if os.access(path, os.R_OK | os.X_OK):
-                return path
-            raise FileError(f"{path}: permission denied")
-        is_file = path.is_file()
+        is_directory, is_file = path.is_dir(), path.is_file()
     except OSError as error:
         raise FileError(f"{text[:200]}: {error.strerror}") from error
+    if is_directory and not os.access(path, os.R_OK | os.X_OK):
+        raise FileError(f"{path}: permission denied")
+    if is_directory:
+        return path
     if is_file and path.suffix == ".gguf":
         raise UnsupportedError(
             f"{path}: a GGUF file is converted first: stepladder convert {path} DIRECTORY"

@@ -11,18 +11,18 @@
 
 static int failures = 0;
 
-#define EXPECT(condition)                                                             \
-  do {                                                                                \
-    if (!(condition)) {                                                               \
-      ++failures;                                                                     \
+#define EXPECT(condition)                                                                      \
+  do {                                                                                         \
+    if (!(condition)) {                                                                        \
+      ++failures;                                                                              \
       printf("%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #condition, sl_last_error()); \
-    }                                                                                 \
+    }                                                                                          \
   } while (0)
 
-#define EXPECT_REFUSED(call, status, word)                 \
-  do {                                                     \
-    EXPECT((call) == (status));                            \
-    EXPECT(strstr(sl_last_error(), (word)) != NULL);       \
+#define EXPECT_REFUSED(call, status, word)           \
+  do {                                               \
+    EXPECT((call) == (status));                      \
+    EXPECT(strstr(sl_last_error(), (word)) != NULL); \
   } while (0)
 
 enum { kMost = 200 };
@@ -133,10 +133,12 @@ static void test_info(sl_model* model) {
   info.struct_size = sizeof info;
   EXPECT(sl_model_get_info(model, &info) == SL_OK);
   EXPECT(info.vocab == 320 && info.context == 512 && info.level_count == 3);
-  EXPECT(info.total_bytes > 0 && info.parameters > 0 && strcmp(info.architecture, "LlamaForCausalLM") == 0);
+  EXPECT(info.total_bytes > 0 && info.parameters > 0 &&
+         strcmp(info.architecture, "LlamaForCausalLM") == 0);
   level.struct_size = sizeof level;
   EXPECT(sl_model_get_level(model, 1, &level) == SL_OK);
-  EXPECT(strcmp(level.name, "cast:int8") == 0 && strcmp(level.format, "w8a16") == 0 && level.tokens == 6);
+  EXPECT(strcmp(level.name, "cast:int8") == 0 && strcmp(level.format, "w8a16") == 0 &&
+         level.tokens == 6);
   EXPECT_REFUSED(sl_model_get_level(model, 3, &level), SL_INVALID_ARGUMENT, "level: 3");
   EXPECT_REFUSED(sl_model_get_level(model, -1, &level), SL_INVALID_ARGUMENT, "level: -1");
   /* A program built with an older, shorter struct gets the part it knows and no byte more. */
@@ -205,7 +207,8 @@ static void test_text(sl_model* model) {
     stats.struct_size = sizeof stats;
     EXPECT(sl_stream_get_stats(stream, &stats) == SL_OK);
     EXPECT(stats.tokens == 40 && stats.prompt_tokens == 6 && stats.level_count == 2);
-    EXPECT(stats.seed == (sampled ? 11u : 0u) && stats.first_token_ms > 0 && stats.tokens_per_second > 0);
+    EXPECT(stats.seed == (sampled ? 11u : 0u) && stats.first_token_ms > 0 &&
+           stats.tokens_per_second > 0);
     level.struct_size = sizeof level;
     EXPECT(sl_stream_get_level_stats(stream, 1, &level) == SL_OK);
     EXPECT(strcmp(level.name, "cast:int8") == 0 && level.rounds > 0);
@@ -242,7 +245,8 @@ static void test_logprobs(sl_model* model) {
     for (i = 0; i < chunk.count && chunk.logprobs; ++i, ++seen) {
       EXPECT(chunk.logprobs[i] <= 0);
       EXPECT(chunk.top_tokens[3 * i] == chunk.tokens[i]); /* greedy: the likeliest */
-      EXPECT(chunk.top_logprobs[3 * i] == chunk.logprobs[i] && chunk.top_logprobs[3 * i + 1] <= chunk.logprobs[i]);
+      EXPECT(chunk.top_logprobs[3 * i] == chunk.logprobs[i] &&
+             chunk.top_logprobs[3 * i + 1] <= chunk.logprobs[i]);
     }
   }
   EXPECT(seen == 40);

@@ -193,7 +193,9 @@ TEST(ThreadPool, WakesWorkersThatSleep) {
   int ran = 0;
   for (int i = 0; i < 20; ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(2));  // far longer than workers spin
-    pool.run([&](int part) { ran += part; });
+    pool.run([&](int part) {
+      if (part == 1) ++ran;
+    });
   }
   EXPECT_EQ(ran, 20);
 }
@@ -227,7 +229,9 @@ TEST(ThreadPool, AnExceptionOfTheCallersPartLeavesThePoolUsable) {
     ++ran;
   };
   EXPECT_THROW(pool.run(throws), std::runtime_error);
-  pool.run([&](int part) { ran += part; });
+  pool.run([&](int part) {
+    if (part == 1) ++ran;
+  });
   EXPECT_EQ(ran, 2);
 }
 

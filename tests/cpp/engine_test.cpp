@@ -54,7 +54,8 @@ Models& models() {
   return made;
 }
 
-std::shared_ptr<Engine> load(const std::string& directory, const std::string& draft, Options options = {}) {
+std::shared_ptr<Engine> load(const std::string& directory, const std::string& draft,
+                             Options options = {}) {
   options.draft = parse_draft(draft);
   if (!options.threads) options.threads = 1;
   return Engine::load(directory, options);
@@ -141,7 +142,8 @@ std::string directory_of(const std::string& name) {
   return name == "target" ? models().target : models().quantized;
 }
 std::string spelled(std::string draft) {
-  for (size_t at; (at = draft.find('$')) != std::string::npos;) draft.replace(at, 1, models().draft);
+  for (size_t at; (at = draft.find('$')) != std::string::npos;)
+    draft.replace(at, 1, models().draft);
   return draft;
 }
 
@@ -169,15 +171,19 @@ TEST_P(Hierarchies, WriteWhatPlainDecodingWrites) {
 INSTANTIATE_TEST_SUITE_P(
     All, Hierarchies,
     ::testing::Values(HierarchyCase{"target", "lookup"}, HierarchyCase{"target", "cast:int8"},
-                      HierarchyCase{"target", "cast:int8,lookup"}, HierarchyCase{"target", "cast:int8:shared,lookup"},
-                      HierarchyCase{"target", "cast:mxfp4"}, HierarchyCase{"target", "cast:mxfp4:shared:tokens=7"},
+                      HierarchyCase{"target", "cast:int8,lookup"},
+                      HierarchyCase{"target", "cast:int8:shared,lookup"},
+                      HierarchyCase{"target", "cast:mxfp4"},
+                      HierarchyCase{"target", "cast:mxfp4:shared:tokens=7"},
                       HierarchyCase{"target", "cast:w4a16:shared:tokens=1"},
                       HierarchyCase{"target", "cast:w8a8,cast:mxfp4,lookup"},
-                      HierarchyCase{"target", "cast:int8:shared,cast:w8a8:shared,cast:mxfp4:shared,lookup"},
+                      HierarchyCase{"target",
+                                    "cast:int8:shared,cast:w8a8:shared,cast:mxfp4:shared,lookup"},
                       HierarchyCase{"target", "$"}, HierarchyCase{"target", "$:tokens=9,lookup"},
                       HierarchyCase{"target", "cast:int8,$,cast:mxfp4:shared,lookup:tokens=3"},
                       HierarchyCase{"quantized", "lookup"}, HierarchyCase{"quantized", "switch:a8"},
-                      HierarchyCase{"quantized", "switch:a8:tokens=30"}, HierarchyCase{"quantized", "switch:a8,lookup"},
+                      HierarchyCase{"quantized", "switch:a8:tokens=30"},
+                      HierarchyCase{"quantized", "switch:a8,lookup"},
                       HierarchyCase{"quantized", "switch:a8,cast:mxfp4:shared,lookup"}));
 
 TEST(Engine, ManyStreamsAtOnceSayWhatEachSaysAlone) {
@@ -189,7 +195,8 @@ TEST(Engine, ManyStreamsAtOnceSayWhatEachSaysAlone) {
   for (int again = 0; again < 2; ++again) {
     std::vector<std::shared_ptr<Stream>> streams;
     for (const Request& request : all) streams.push_back(engine->submit(request));
-    for (size_t i = 0; i < all.size(); ++i) EXPECT_EQ(take(*streams[i]), plain(models().target)[i]) << i;
+    for (size_t i = 0; i < all.size(); ++i)
+      EXPECT_EQ(take(*streams[i]), plain(models().target)[i]) << i;
   }
 }
 
@@ -267,7 +274,8 @@ TEST(Engine, AFullContextEndsTheTextAtTheSamePlace) {
   Options options;
   options.context = 96;
   const auto bare = load(models().target, "", options);
-  for (const char* draft : {"lookup", "cast:int8:shared", "cast:int8,lookup", "cast:w8a8,cast:mxfp4,lookup"}) {
+  for (const char* draft :
+       {"lookup", "cast:int8:shared", "cast:int8,lookup", "cast:w8a8,cast:mxfp4,lookup"}) {
     const auto engine = load(models().target, draft, options);
     for (int left = 0; left <= 10; ++left) {
       Request request;
@@ -291,7 +299,8 @@ TEST(Engine, ADraftWithAShorterContextStopsDraftingAndTheTextGoesOn) {
       EXPECT_EQ(say(*engine, request), say(*load(models().target, ""), request)) << length;
     }
     bool told = false;
-    for (const std::string& note : engine->info().notes) told = told || note.find("holds 64 tokens") != std::string::npos;
+    for (const std::string& note : engine->info().notes)
+      told = told || note.find("holds 64 tokens") != std::string::npos;
     EXPECT_TRUE(told);
   }
 }
@@ -309,10 +318,13 @@ TEST(Engine, EndTokensInsideADraftEndTheTextExactlyThere) {
     for (size_t at : {size_t(0), size_t(1), size_t(7), size_t(23), whole.tokens.size() - 1}) {
       request.stop_token_ids = {whole.tokens[at]};
       const Said cut = say(*engine, request);
-      const size_t first = size_t(std::find(whole.tokens.begin(), whole.tokens.end(), whole.tokens[at]) - whole.tokens.begin());
+      const size_t first =
+          size_t(std::find(whole.tokens.begin(), whole.tokens.end(), whole.tokens[at]) -
+                 whole.tokens.begin());
       EXPECT_EQ(cut.finish, Finish::stop);
       EXPECT_EQ(cut.stop_token, whole.tokens[at]);
-      EXPECT_EQ(cut.tokens, std::vector<Token>(whole.tokens.begin(), whole.tokens.begin() + long(first)));
+      EXPECT_EQ(cut.tokens,
+                std::vector<Token>(whole.tokens.begin(), whole.tokens.begin() + long(first)));
     }
   }
 }
@@ -356,7 +368,8 @@ TEST(Engine, RunsOnMemoryTheHostCannotRead) {
     const auto engine = load_engine(models().target, options, std::move(far));
     const auto all = requests();
     backend.seal();
-    for (size_t i = 0; i < all.size(); ++i) EXPECT_EQ(say(*engine, all[i]), plain(models().target)[i]) << draft << " " << i;
+    for (size_t i = 0; i < all.size(); ++i)
+      EXPECT_EQ(say(*engine, all[i]), plain(models().target)[i]) << draft << " " << i;
   }
 }
 
@@ -439,24 +452,65 @@ TEST_P(LoadRefusal, IsClearAndQuick) {
   options.threads = 1;
   std::string directory = models().target;
   GetParam().spoil(options, directory);
-  testing::expect_refused([&] { Engine::load(directory, options); }, GetParam().code, GetParam().mentions);
+  testing::expect_refused([&] { Engine::load(directory, options); }, GetParam().code,
+                          GetParam().mentions);
 }
 INSTANTIATE_TEST_SUITE_P(
     All, LoadRefusal,
     ::testing::Values(
-        BadLoad{"no such directory", [](Options&, std::string& d) { d += "-not"; }, Code::io, {"target-not"}},
-        BadLoad{"context", [](Options& o, std::string&) { o.context = 513; }, Code::invalid_argument, {"context", "513", "512"}},
-        BadLoad{"negative context", [](Options& o, std::string&) { o.context = -1; }, Code::invalid_argument, {"context"}},
-        BadLoad{"sequences", [](Options& o, std::string&) { o.max_sequences = 0; }, Code::invalid_argument, {"max_sequences"}},
-        BadLoad{"threads", [](Options& o, std::string&) { o.threads = -1; }, Code::invalid_argument, {"threads"}},
-        BadLoad{"device", [](Options& o, std::string&) { o.device = "abacus"; }, Code::unsupported, {"abacus"}},
+        BadLoad{"no such directory",
+                [](Options&, std::string& d) { d += "-not"; },
+                Code::io,
+                {"target-not"}},
+        BadLoad{"context",
+                [](Options& o, std::string&) { o.context = 513; },
+                Code::invalid_argument,
+                {"context", "513", "512"}},
+        BadLoad{"negative context",
+                [](Options& o, std::string&) { o.context = -1; },
+                Code::invalid_argument,
+                {"context"}},
+        BadLoad{"sequences",
+                [](Options& o, std::string&) { o.max_sequences = 0; },
+                Code::invalid_argument,
+                {"max_sequences"}},
+        BadLoad{"threads",
+                [](Options& o, std::string&) { o.threads = -1; },
+                Code::invalid_argument,
+                {"threads"}},
+        BadLoad{"device",
+                [](Options& o, std::string&) { o.device = "abacus"; },
+                Code::unsupported,
+                {"abacus"}},
         BadLoad{"isa", [](Options& o, std::string&) { o.isa = "mmx"; }, Code::unsupported, {"mmx"}},
-        BadLoad{"head", [](Options& o, std::string&) { o.head = "int3"; }, Code::invalid_argument, {"head", "int3"}},
-        BadLoad{"lookup above", [](Options& o, std::string&) { o.draft.resize(2); }, Code::invalid_argument, {"lookup"}},
-        BadLoad{"switch without w4a16", [](Options& o, std::string&) { o.draft = parse_draft("switch:a8"); }, Code::unsupported, {"switch:a8", "w4a16"}},
-        BadLoad{"no such draft", [](Options& o, std::string&) { o.draft = parse_draft("/not/there"); }, Code::io, {"/not/there"}},
-        BadLoad{"another vocabulary", [](Options& o, std::string&) { o.draft = parse_draft(models().other_words); }, Code::vocab_mismatch, {"17"}},
-        BadLoad{"format of a cast", [](Options& o, std::string&) { o.draft.resize(1); o.draft[0].kind = LevelSpec::Kind::cast; o.draft[0].format = "fp1"; }, Code::invalid_argument, {"fp1"}}));
+        BadLoad{"head",
+                [](Options& o, std::string&) { o.head = "int3"; },
+                Code::invalid_argument,
+                {"head", "int3"}},
+        BadLoad{"lookup above",
+                [](Options& o, std::string&) { o.draft.resize(2); },
+                Code::invalid_argument,
+                {"lookup"}},
+        BadLoad{"switch without w4a16",
+                [](Options& o, std::string&) { o.draft = parse_draft("switch:a8"); },
+                Code::unsupported,
+                {"switch:a8", "w4a16"}},
+        BadLoad{"no such draft",
+                [](Options& o, std::string&) { o.draft = parse_draft("/not/there"); },
+                Code::io,
+                {"/not/there"}},
+        BadLoad{"another vocabulary",
+                [](Options& o, std::string&) { o.draft = parse_draft(models().other_words); },
+                Code::vocab_mismatch,
+                {"17"}},
+        BadLoad{"format of a cast",
+                [](Options& o, std::string&) {
+                  o.draft.resize(1);
+                  o.draft[0].kind = LevelSpec::Kind::cast;
+                  o.draft[0].format = "fp1";
+                },
+                Code::invalid_argument,
+                {"fp1"}}));
 
 TEST(Engine, TooLittleMemoryIsRefusedWithTheNumbersAndNothingIsKept) {
   TempDir folder;
@@ -466,7 +520,8 @@ TEST(Engine, TooLittleMemoryIsRefusedWithTheNumbersAndNothingIsKept) {
   write_tiny_checkpoint(spec, directory);
   Options options;
   options.context = 1 << 20, options.max_sequences = 1024, options.threads = 1;
-  testing::expect_refused([&] { Engine::load(directory, options); }, Code::out_of_memory, {"MB needed", "MB available", "context="});
+  testing::expect_refused([&] { Engine::load(directory, options); }, Code::out_of_memory,
+                          {"MB needed", "MB available", "context="});
   options.context = 64, options.max_sequences = 1;
   EXPECT_EQ(Engine::load(directory, options)->info().context, 64);
 }

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "spec/drafters/lookup.h"
+#include "support/count_allocations.h"
 #include "support/fake_model.h"
 
 namespace stepladder {
@@ -407,6 +408,52 @@ TEST(Level, ASequenceBeyondItsContextGetsTheRootAlone) {
     // From `length` tokens it can choose the ones at positions length to 6.
     EXPECT_EQ(trees.count[0] - 1, std::clamp(6 - length + 1, 0, 3)) << length;
   }
+}
+
+// Agrees with the first half of every guess and never allocates.
+class Agreeable final : public Verifier {
+ public:
+  void sync(Batch) override {}
+  int lacking(const Sequence&) const override { return 0; }
+  int catch_up() const override { return 1; }
+  int room(const Sequence& s) const override { return 400 - static_cast<int>(s.tokens.size()) + 1; }
+  void read(Batch, int) override {}
+  void verify(Batch batch, const DraftTrees& trees, std::span<RoundResult> out) override {
+    for (size_t i = 0; i < batch.size(); ++i) {
+      const int tree = static_cast<int>(i), accepted = trees.count[tree] / 2;
+      out[i] = {};
+      for (int d = 0; d < accepted; ++d)
+        out[i].token[out[i].emitted++] = trees.token_at(tree, d + 1);
+      out[i].token[out[i].emitted++] = static_cast<Token>(batch[i]->tokens.size() % 7);
+    }
+  }
+};
+
+TEST(Level, AllocatesNothingOnceItStands) {
+  const LevelOptions options{.tokens = 5, .sequences = 2, .context = 400};
+  auto lookup = std::make_unique<Lookup>(LookupOptions{.context = 400, .sequences = 2});
+  auto middle = std::make_unique<Level>(std::make_unique<Agreeable>(), std::move(lookup), options);
+  Level level(std::make_unique<Agreeable>(), std::move(middle), options);
+  Sequence sequences[2] = {{0, {1, 2, 3}, 3}, {1, {4, 5}, 2}};
+  for (Sequence& s : sequences) s.tokens.reserve(500);
+  Sequence* const batch[] = {&sequences[0], &sequences[1]};
+  const int limits[] = {20, 7};
+  const char drafts[] = {1, 1};
+  RoundResult results[2];
+  const int64_t before = allocations;
+  for (int round = 0; round < 2000; ++round) {
+    level.sync(batch);
+    level.read(batch, 8);
+    level.advance(batch, limits, drafts, results);
+    for (int i = 0; i < 2; ++i) {
+      auto& tokens = sequences[i].tokens;
+      tokens.insert(tokens.end(), results[i].token, results[i].token + results[i].emitted);
+      if (tokens.size() > 350) tokens.resize(10), level.forget(i);
+      sequences[i].committed = tokens.size();
+    }
+  }
+  EXPECT_EQ(allocations, before);
+  EXPECT_GT(level.stats(0).accepted, 0);
 }
 
 TEST(Level, RefusesToBeMadeWithoutAVerifier) {

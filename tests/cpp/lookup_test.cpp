@@ -9,6 +9,7 @@
 #include <random>
 
 #include "core/error.h"
+#include "support/count_allocations.h"
 
 namespace stepladder {
 namespace {
@@ -169,6 +170,25 @@ TEST_F(LookupTest, NeedsNoMoreTimeForALongText) {
     return best;
   };
   EXPECT_LT(seconds_a_token(7900), 50e-6);  // a round takes milliseconds
+}
+
+TEST_F(LookupTest, AllocatesNothingOnceItStands) {
+  std::mt19937 rng(7);
+  Lookup lookup({.context = 500});
+  Sequence s;
+  std::vector<Sequence*> batch = {&s};
+  s.tokens.reserve(600);
+  DraftTrees trees(1, 64);
+  const Budget budget{4, 10};
+  const int64_t before = allocations;
+  for (int i = 0; i < 3000; ++i) {
+    if (s.tokens.size() == 510) s.tokens.resize(rng() % 500);
+    if (i % 700 == 0) lookup.forget(0);
+    s.tokens.push_back(static_cast<Token>(rng() % 6));
+    lookup.sync(batch);
+    lookup.draft(batch, {&budget, 1}, trees);
+  }
+  EXPECT_EQ(allocations, before);
 }
 
 TEST_F(LookupTest, RefusesImpossibleOptionsByName) {

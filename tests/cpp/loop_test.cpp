@@ -1,5 +1,4 @@
 // The loop over levels without weights: who is served when, how a text ends, what a caller sees.
-// And the two texts a caller can get wrong: draft specs and requests.
 #include "api/loop.h"
 
 #include <gtest/gtest.h>
@@ -7,13 +6,9 @@
 #include <unistd.h>
 
 #include <chrono>
-#include <cmath>
-#include <limits>
 #include <random>
-#include <set>
 #include <thread>
 
-#include "api/draft_spec.h"
 #include "core/error.h"
 #include "support/loop_fakes.h"
 
@@ -22,132 +17,11 @@ namespace {
 
 constexpr int kVocab = 5;
 
-// ---- draft specs ---------------------------------------------------------------------------
-
-TEST(DraftSpec, ReadsEveryForm) {
-  const auto levels = parse_draft(" cast:mxfp4:shared:tokens=4 , switch:a8, model:/a b/c:tokens=3:head=int8,"
-                                  "org/name ,cast:int8:own:head=w8a8, lookup:max=5:min=2:tokens=9");
-  ASSERT_EQ(levels.size(), 6u);
-  EXPECT_EQ(levels[0].kind, LevelSpec::Kind::cast);
-  EXPECT_EQ(levels[0].format, "mxfp4");
-  EXPECT_TRUE(levels[0].shared_cache);
-  EXPECT_EQ(levels[0].tokens, 4);
-  EXPECT_EQ(levels[1].kind, LevelSpec::Kind::activations);
-  EXPECT_EQ(levels[1].format, "a8");
-  EXPECT_EQ(levels[2].kind, LevelSpec::Kind::model);
-  EXPECT_EQ(levels[2].path, "/a b/c");
-  EXPECT_EQ(levels[2].head, "int8");
-  EXPECT_EQ(levels[3].path, "org/name");
-  EXPECT_FALSE(levels[4].shared_cache);
-  EXPECT_EQ(levels[4].head, "w8a8");
-  EXPECT_EQ(levels[5].ngram_max, 5);
-  EXPECT_EQ(levels[5].ngram_min, 2);
-  EXPECT_EQ(levels[5].tokens, 9);
-  EXPECT_TRUE(parse_draft("").empty());
-  EXPECT_TRUE(parse_draft("  ").empty());
-}
-
-TEST(DraftSpec, WritesWhatItReads) {
-  for (const char* text : {"lookup", "cast:mxfp4:shared:tokens=4,lookup", "switch:a8,lookup:max=3:min=1", "switch:a8:shared",
-                           "model:/x/y:tokens=2:head=int8", "plain/path", "C\\:/models\\,old,lookup", "back\\\\slash"}) {
-    const std::string once = to_string(parse_draft(text));
-    EXPECT_EQ(to_string(parse_draft(once)), once) << text;
-    EXPECT_EQ(parse_draft(once).size(), parse_draft(text).size()) << text;
-  }
-  EXPECT_EQ(parse_draft("C\\:/models\\,old")[0].path, "C:/models,old");
-  LevelSpec strange;
-  strange.kind = LevelSpec::Kind::model, strange.path = "a\\,b:c=d";
-  EXPECT_EQ(parse_draft(to_string({strange}))[0].path, strange.path);
-}
-
-class BadDraftSpec : public ::testing::TestWithParam<std::pair<const char*, const char*>> {};
-TEST_P(BadDraftSpec, IsRefusedByName) {
-  const auto& [text, named] = GetParam();
-  try {
-    parse_draft(text);
-    FAIL() << "'" << text << "' was read";
-  } catch (const Error& e) {
-    EXPECT_EQ(e.code(), Code::invalid_argument) << e.what();
-    EXPECT_NE(std::string(e.what()).find(named), std::string::npos) << e.what();
-  }
-}
-INSTANTIATE_TEST_SUITE_P(
-    All, BadDraftSpec,
-    ::testing::Values(
-        std::pair{",", "empty level"}, std::pair{"lookup,", "empty level"}, std::pair{"cast", "does not say"},
-        std::pair{"cast:", "does not say"}, std::pair{"cast:fp3", "fp3"}, std::pair{"switch:a4", "a4"},
-        std::pair{"model:", "does not say"}, std::pair{":tokens=4", "starts with nothing"},
-        std::pair{"lookup:tokens=0", "tokens=0"}, std::pair{"lookup:tokens=31", "1 to 30"},
-        std::pair{"lookup:tokens=-2", "tokens=-2"}, std::pair{"lookup:tokens=four", "tokens=four"},
-        std::pair{"lookup:tokens=4x", "tokens=4x"}, std::pair{"lookup:tokens=99999999999", "tokens="},
-        std::pair{"lookup:tokns=4", "tokns"}, std::pair{"lookup:shared", "shared"}, std::pair{"lookup:head=int8", "head"},
-        std::pair{"lookup:max=2:min=3", "above max"}, std::pair{"lookup:max=17", "16"},
-        std::pair{"cast:int8:max=3", "max or min"}, std::pair{"cast:int8:shared:own", "both"},
-        std::pair{"cast:int8:own:shared", "both"}, std::pair{"cast:int8:head=", "head="},
-        std::pair{"cast:int8:head=fp3", "fp3"}, std::pair{"switch:a8:own", "own"}, std::pair{"switch:a8:head=int8", "head"},
-        std::pair{"lookup,cast:int8", "put it last"}, std::pair{"dir:with:colon", "with"},
-        std::pair{"eagle:dir", "dir"}, std::pair{"dir:shared", "shared"},
-        std::pair{"a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a", "at most"}));
-
-TEST(DraftSpec, EveryKindHasADefault) {
-  for (const LevelSpec& level : parse_draft("cast:int8,cast:w8a8,cast:mxfp4,cast:w4a16,switch:a8,some/model,lookup")) {
-    EXPECT_EQ(level.tokens, 0);
-    EXPECT_GE(with_defaults(level).tokens, 1) << level_name(level);
-  }
-  EXPECT_EQ(with_defaults(parse_draft("cast:mxfp4")[0]).head, "int8");
-  EXPECT_EQ(with_defaults(parse_draft("lookup:tokens=3")[0]).tokens, 3);
-}
-
-// ---- requests ------------------------------------------------------------------------------
-
-struct BadRequest {
-  const char* field;
-  void (*spoil)(Request&);
-};
-class RequestCheck : public ::testing::TestWithParam<BadRequest> {};
-TEST_P(RequestCheck, NamesTheField) {
-  Request request;
-  request.prompt = {0, 1};
-  const RequestLimits limits{kVocab, 8, 16};
-  EXPECT_NO_THROW(check_request(request, limits));
-  GetParam().spoil(request);
-  try {
-    check_request(request, limits);
-    FAIL() << GetParam().field;
-  } catch (const Error& e) {
-    EXPECT_EQ(e.code(), Code::invalid_argument);
-    EXPECT_EQ(std::string(e.what()).rfind(GetParam().field, 0), 0u) << e.what();
-  }
-}
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
-INSTANTIATE_TEST_SUITE_P(
-    All, RequestCheck,
-    ::testing::Values(
-        BadRequest{"prompt", [](Request& r) { r.prompt.clear(); }}, BadRequest{"prompt", [](Request& r) { r.prompt.resize(9); }},
-        BadRequest{"prompt", [](Request& r) { r.prompt[1] = kVocab; }}, BadRequest{"prompt", [](Request& r) { r.prompt[0] = -1; }},
-        BadRequest{"max_tokens", [](Request& r) { r.max_tokens = 0; }}, BadRequest{"max_tokens", [](Request& r) { r.max_tokens = -1; }},
-        BadRequest{"temperature", [](Request& r) { r.sampling.temperature = -1; }},
-        BadRequest{"temperature", [](Request& r) { r.sampling.temperature = kNan; }},
-        BadRequest{"temperature", [](Request& r) { r.sampling.temperature = 1e-9f; }},
-        BadRequest{"temperature", [](Request& r) { r.sampling.temperature = kInf; }},
-        BadRequest{"top_p", [](Request& r) { r.sampling.top_p = 0; }}, BadRequest{"top_p", [](Request& r) { r.sampling.top_p = 1.1f; }},
-        BadRequest{"top_p", [](Request& r) { r.sampling.top_p = kNan; }}, BadRequest{"top_k", [](Request& r) { r.sampling.top_k = -1; }},
-        BadRequest{"min_p", [](Request& r) { r.sampling.min_p = 2; }}, BadRequest{"min_p", [](Request& r) { r.sampling.min_p = -0.1f; }},
-        BadRequest{"repetition_penalty", [](Request& r) { r.sampling.repetition_penalty = 0; }},
-        BadRequest{"repetition_penalty", [](Request& r) { r.sampling.repetition_penalty = kInf; }},
-        BadRequest{"frequency_penalty", [](Request& r) { r.sampling.frequency_penalty = 2.5f; }},
-        BadRequest{"presence_penalty", [](Request& r) { r.sampling.presence_penalty = kNan; }},
-        BadRequest{"logit_bias", [](Request& r) { r.sampling.logit_bias = {{kVocab, 1.f}}; }},
-        BadRequest{"logit_bias", [](Request& r) { r.sampling.logit_bias = {{1, -kInf}}; }},
-        BadRequest{"logit_bias", [](Request& r) { r.sampling.logit_bias = {{1, 1.f}, {1, 2.f}}; }},
-        BadRequest{"logit_bias", [](Request& r) { r.sampling.logit_bias.assign(1000000, {1, 1.f}); }},
-        BadRequest{"stop_token_ids", [](Request& r) { r.stop_token_ids = {99}; }},
-        BadRequest{"logprobs", [](Request& r) { r.logprobs = 21; }}, BadRequest{"logprobs", [](Request& r) { r.logprobs = -2; }}));
-
 // ---- the loop ------------------------------------------------------------------------------
 
 struct Fixture {
-  explicit Fixture(FakeVerifier::Options options, bool drafts = true, std::vector<Token> ends = {}) {
+  explicit Fixture(FakeVerifier::Options options, bool drafts = true,
+                   std::vector<Token> ends = {}) {
     LoopParts parts;
     auto fake_side = std::make_unique<FakeSide>(options.slots);
     side = fake_side.get();
@@ -156,8 +30,10 @@ struct Fixture {
     std::unique_ptr<FakeDrafter> below;
     if (drafts) below = std::make_unique<FakeDrafter>(options.slots, options.vocab, *side);
     drafter = below.get();
-    parts.target = std::make_unique<Level>(std::move(fake), std::move(below), 
-                                           LevelOptions{.name = "target", .tokens = 4, .sequences = options.slots, .context = options.context});
+    parts.target = std::make_unique<Level>(
+        std::move(fake), std::move(below),
+        LevelOptions{
+            .name = "target", .tokens = 4, .sequences = options.slots, .context = options.context});
     parts.side = std::move(fake_side);
     parts.end_tokens = std::move(ends);
     parts.limits = {options.vocab, options.context, options.context};
@@ -213,7 +89,8 @@ TEST(Loop, WritesTheModelsText) {
       const Text text = take(*stream);
       EXPECT_EQ(text.tokens, fake_text(prompt, i, kVocab, 1 + int(i) * 5));
       EXPECT_EQ(text.finish, Finish::length);
-      for (size_t k = 0; k < text.logits.size(); ++k) EXPECT_EQ(text.logits[k], float(prompt.size() + k));
+      for (size_t k = 0; k < text.logits.size(); ++k)
+        EXPECT_EQ(text.logits[k], float(prompt.size() + k));
       const Stats stats = stream->stats();
       EXPECT_EQ(stats.tokens, int64_t(text.tokens.size()));
       EXPECT_EQ(stats.prompt_tokens, int64_t(prompt.size()));
@@ -293,10 +170,12 @@ TEST(Loop, SequencesThatAreReadyShareOnePass) {
   Fixture f({.slots = 4}, true);
   f.verifier->shut();
   std::vector<std::shared_ptr<Stream>> streams;
-  for (unsigned i = 0; i < 4; ++i) streams.push_back(f.loop->submit(request_of(some_prompt(3, i), 50, i)));
+  for (unsigned i = 0; i < 4; ++i)
+    streams.push_back(f.loop->submit(request_of(some_prompt(3, i), 50, i)));
   f.verifier->wait_for_calls(1);  // the loop hangs in its first round; by the next all are there
   f.verifier->open();
-  for (unsigned i = 0; i < 4; ++i) EXPECT_EQ(take(*streams[i]).tokens, fake_text(some_prompt(3, i), i, kVocab, 50));
+  for (unsigned i = 0; i < 4; ++i)
+    EXPECT_EQ(take(*streams[i]).tokens, fake_text(some_prompt(3, i), i, kVocab, 50));
   size_t widest = 0;
   for (const FakeCall& call : f.verifier->calls()) widest = std::max(widest, call.slots.size());
   EXPECT_EQ(widest, 4u);
@@ -348,7 +227,8 @@ TEST(Loop, ARequestTakesTheSlotThatSharesItsBeginning) {
   EXPECT_EQ(f.verifier->calls().back().slots[0], 1);
   // Nothing in common with anybody: the least recently used slot, which is a's.
   std::vector<Token> fresh = {(a[0] + 1) % kVocab, 0, 0};
-  while (fresh[0] == b[0] || fresh[0] == c[0] || fresh[0] == a[0]) fresh[0] = (fresh[0] + 1) % kVocab;
+  while (fresh[0] == b[0] || fresh[0] == c[0] || fresh[0] == a[0])
+    fresh[0] = (fresh[0] + 1) % kVocab;
   take(*f.loop->submit(request_of(fresh, 2)));
   EXPECT_EQ(f.verifier->calls().back().slots[0], 0);
 }
@@ -356,7 +236,8 @@ TEST(Loop, ARequestTakesTheSlotThatSharesItsBeginning) {
 TEST(Loop, RequestsBeyondTheSlotsQueue) {
   Fixture f({.slots = 2});
   std::vector<std::shared_ptr<Stream>> streams;
-  for (unsigned i = 0; i < 30; ++i) streams.push_back(f.loop->submit(request_of(some_prompt(10 + i, i), 20, i)));
+  for (unsigned i = 0; i < 30; ++i)
+    streams.push_back(f.loop->submit(request_of(some_prompt(10 + i, i), 20, i)));
   for (unsigned i = 0; i < 30; ++i)
     EXPECT_EQ(take(*streams[i]).tokens, fake_text(some_prompt(10 + i, i), i, kVocab, 20));
 }
@@ -417,11 +298,13 @@ TEST(Loop, CancelOfAQueuedOrStarvedOrDroppedStream) {
 TEST(Loop, AnErrorInARoundReachesEveryStream) {
   Fixture f({.slots = 2, .fail_at = 8}, false);
   std::vector<std::shared_ptr<Stream>> streams;
-  for (unsigned i = 0; i < 4; ++i) streams.push_back(f.loop->submit(request_of(some_prompt(3, i), 100, i)));
+  for (unsigned i = 0; i < 4; ++i)
+    streams.push_back(f.loop->submit(request_of(some_prompt(3, i), 100, i)));
   for (auto& stream : streams) {
     std::vector<Token> got;
     try {
-      for (Chunk chunk; stream->next(chunk);) got.insert(got.end(), chunk.tokens.begin(), chunk.tokens.end());
+      for (Chunk chunk; stream->next(chunk);)
+        got.insert(got.end(), chunk.tokens.begin(), chunk.tokens.end());
       ADD_FAILURE() << "it ended without the error";
     } catch (const Error& e) {
       EXPECT_NE(std::string(e.what()).find("the device went away"), std::string::npos);
@@ -437,7 +320,8 @@ TEST(Loop, AnErrorAtTheBeginningConcernsItsOwnStreamAlone) {
   auto bad = f.loop->submit(request_of({1, 2}, 5, 666));
   Chunk chunk;
   EXPECT_THROW(bad->next(chunk), Error);
-  EXPECT_EQ(take(*f.loop->submit(request_of({1, 2}, 5, 1))).tokens, fake_text({1, 2}, 1, kVocab, 5));
+  EXPECT_EQ(take(*f.loop->submit(request_of({1, 2}, 5, 1))).tokens,
+            fake_text({1, 2}, 1, kVocab, 5));
 }
 
 TEST(Loop, ClosingEndsWhatRunsAsCancelled) {
@@ -511,7 +395,8 @@ TEST(Loop, AForkedChildIsToldSo) {
         if (what == 1) stream->next(chunk);
         if (what == 2) stream->stats();
       } catch (const Error& e) {
-        refused += e.code() == Code::unsupported && std::string(e.what()).find("fork") != std::string::npos;
+        refused += e.code() == Code::unsupported &&
+                   std::string(e.what()).find("fork") != std::string::npos;
       }
     stream->cancel();
     stream.reset();
@@ -534,7 +419,8 @@ TEST(LoopConcurrency, ManyCallersGetTheTextTheyWouldGetAlone) {
         const uint64_t seed = random() % 5;
         const int max_tokens = int(1 + random() % 90);
         auto stream = f.loop->submit(request_of(prompt, max_tokens, seed));
-        const auto expected = fake_text(prompt, seed, kVocab, std::min(max_tokens, 401 - int(prompt.size())), {2});
+        const auto expected =
+            fake_text(prompt, seed, kVocab, std::min(max_tokens, 401 - int(prompt.size())), {2});
         if (random() % 4) {
           EXPECT_EQ(take(*stream).tokens, expected);
           continue;
@@ -565,7 +451,8 @@ TEST(Loop, ThousandsOfGenerationsLeaveNothingBehind) {
     return read ? pages * 4096 : 0;
   };
   const auto generate = [&](int n) {
-    for (int i = 0; i < n; ++i) take(*f.loop->submit(request_of(some_prompt(5, unsigned(i % 10)), 8)));
+    for (int i = 0; i < n; ++i)
+      take(*f.loop->submit(request_of(some_prompt(5, unsigned(i % 10)), 8)));
   };
   generate(500);
   const long before = resident();

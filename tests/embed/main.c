@@ -37,7 +37,8 @@ static int generate(sl_model* model, int draft, int32_t* tokens) {
     }
   stats.struct_size = sizeof stats;
   sl_stream_get_stats(stream, &stats);
-  printf("\n%s: %d tokens, %.0f tokens/s\n", draft ? "levels" : "plain", count, stats.tokens_per_second);
+  printf("\n%s: %d tokens, %.0f tokens/s\n", draft ? "levels" : "plain", count,
+         stats.tokens_per_second);
   sl_stream_free(stream);
   return status == SL_END ? count : -1;
 }

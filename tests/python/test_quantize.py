@@ -23,10 +23,10 @@ def bound(values, format):
         values.shape[0], -1, {"w4a16": 32, "mxfp4": 32}.get(format, values.shape[1])
     )
     most = np.abs(groups).max(axis=-1, keepdims=True)
-    # Half a step of int8; a step of int4, whose positive side ends one early, with a scale that
+    # A code is found by a float32 division, good to 127 x 2^-24 steps. Half a step of int8; a step of int4, whose positive side ends one early, with a scale that
     # bf16 rounds; mxfp4 errs most at 5 units, halfway between its codes 4 and 6.
     share = {"w8a16": 0.5 / 127, "w8a8": 0.5 / 127, "w4a16": 1 / 8 * 1.01, "mxfp4": 1 / 5}[format]
-    return np.broadcast_to(most * share * (1 + 1e-6), groups.shape).reshape(values.shape) + 1e-30
+    return np.broadcast_to(most * share * (1 + 127 * 2**-22), groups.shape).reshape(values.shape) + 1e-30
 
 
 @pytest.mark.parametrize("format", FORMATS)

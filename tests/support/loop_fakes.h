@@ -72,7 +72,8 @@ class FakeVerifier final : public Verifier {
       auto& held = held_[s->slot];
       const size_t n = std::min(held.size(), s->tokens.size() - 1);
       usable_[s->slot] =
-          std::mismatch(held.begin(), held.begin() + long(n), s->tokens.begin()).first - held.begin();
+          std::mismatch(held.begin(), held.begin() + long(n), s->tokens.begin()).first -
+          held.begin();
     }
   }
   int lacking(const Sequence& s) const override {
@@ -105,8 +106,7 @@ class FakeVerifier final : public Verifier {
       auto& held = held_[s.slot];
       held.push_back(s.tokens.back());
       for (int d = 0; d + 1 < out[i].emitted; ++d) held.push_back(out[i].token[d]);
-      if (int(held.size()) > options_.context)
-        throw std::logic_error("written behind the context");
+      if (int(held.size()) > options_.context) throw std::logic_error("written behind the context");
       call.slots.push_back(s.slot), call.amount.push_back(trees.count[i]);
     }
     note(call);
@@ -174,15 +174,19 @@ class FakeVerifier final : public Verifier {
 /// Guesses right most of the time, once it has read its way through the prompt.
 class FakeDrafter final : public Drafter {
  public:
-  FakeDrafter(int slots, int vocab, const FakeSide& side) : vocab_(vocab), side_(side), read_(slots) {}
+  FakeDrafter(int slots, int vocab, const FakeSide& side)
+      : vocab_(vocab), side_(side), read_(slots) {}
   void sync(Batch batch) override {
     for (const Sequence* s : batch) read_[s->slot] = std::min(read_[s->slot], s->tokens.size());
   }
-  bool ready(const Sequence& s) const override { return read_[s.slot] + kCatchUp >= s.tokens.size(); }
+  bool ready(const Sequence& s) const override {
+    return read_[s.slot] + kCatchUp >= s.tokens.size();
+  }
   bool read(Batch batch, int rows) override {
     bool all = true;
     for (const Sequence* s : batch) {
-      const size_t n = ready(*s) ? 0 : std::min<size_t>(size_t(rows), s->tokens.size() - read_[s->slot]);
+      const size_t n =
+          ready(*s) ? 0 : std::min<size_t>(size_t(rows), s->tokens.size() - read_[s->slot]);
       read_[s->slot] += n, rows -= int(n), blocks += n > 0;
       all = all && ready(*s);
     }

@@ -43,14 +43,14 @@ typedef enum sl_status {
   SL_MODEL_FORMAT = 5,     /* a file's content breaks its format */
   SL_VOCAB_MISMATCH = 6,   /* draft and target do not speak the same tokens */
   SL_OUT_OF_MEMORY = 7,
-  SL_CANCELLED = 8,        /* loading was stopped by its progress callback */
+  SL_CANCELLED = 8, /* loading was stopped by its progress callback */
   SL_INTERNAL = 9
 } sl_status;
 
 typedef enum sl_finish {
   SL_FINISH_NONE = 0,
-  SL_FINISH_STOP = 1,      /* an end token */
-  SL_FINISH_LENGTH = 2,    /* max_tokens, or the context is full */
+  SL_FINISH_STOP = 1,   /* an end token */
+  SL_FINISH_LENGTH = 2, /* max_tokens, or the context is full */
   SL_FINISH_CANCELLED = 3
 } sl_finish;
 
@@ -157,7 +157,8 @@ SL_API sl_status sl_request_init(sl_request* request, size_t struct_size);
 
 /* Loads the checkpoint directory; `params` may be null. On failure *out is null and everything
  * taken is given back. */
-SL_API sl_status sl_model_open(const char* directory, const sl_model_params* params, sl_model** out);
+SL_API sl_status sl_model_open(const char* directory, const sl_model_params* params,
+                               sl_model** out);
 /* Streams that still run end as cancelled; they are freed by their own sl_stream_free, before or
  * after. Null is allowed. */
 SL_API void sl_model_close(sl_model* model);
@@ -174,7 +175,8 @@ SL_API sl_status sl_stream_next(sl_stream* stream, sl_chunk* out);
 SL_API void sl_stream_cancel(sl_stream* stream);
 SL_API sl_status sl_stream_get_stats(const sl_stream* stream, sl_stats* out);
 /* Level 0 is the target; each further verifying level is one more. */
-SL_API sl_status sl_stream_get_level_stats(const sl_stream* stream, int32_t level, sl_level_stats* out);
+SL_API sl_status sl_stream_get_level_stats(const sl_stream* stream, int32_t level,
+                                           sl_level_stats* out);
 /* Cancels what still runs. Null is allowed. */
 SL_API void sl_stream_free(sl_stream* stream);
 

@@ -3,8 +3,8 @@
 #
 #   make demo     install, fetch a real model, stream an answer through three levels
 #   make test     every test; SUITES="cpp python layering asan tsan fuzz" picks some
-#   make lint     clang-format and ruff over all files, as pre-commit runs them
-#   make format   the same, rewriting the files
+#   make lint     clang-format and ruff look at all files, as pre-commit runs them
+#   make format   the same two rewrite the files
 #   make bench    plain decoding and hierarchies side by side on the real model
 #   make clean    remove build/ (models/ stays)
 
@@ -37,6 +37,13 @@ model: $(MODEL)/config.json
 $(MODEL)/config.json: | $(VENV)/.installed
 	$(PY) bench/smollm2.py $(MODEL)
 
+# The C++ bench measures the machine and the engine on it, the Python one real questions.
+bench: model
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH && cmake --preset release -DPython3_EXECUTABLE=$(CURDIR)/$(PY) >/dev/null \
+	  && cmake --build --preset release --target stepladder-bench
+	build/release/bench/stepladder-bench $(MODEL) --draft "cast:int8,lookup" --json build/bench.jsonl
+	$(VENV)/bin/stepladder bench $(MODEL) --draft lookup --draft "cast:int8,lookup" --max-tokens 128
+
 test: $(VENV)/.ready
 	$(PY) tests/run.py $(SUITES)
 
@@ -45,10 +52,10 @@ $(VENV)/.lint: $(VENV)/.ready
 	@touch $@
 
 lint: $(VENV)/.lint
-	$(PY) -m pre_commit run --all-files --show-diff-on-failure
+	$(PY) -m pre_commit run --all-files
 
 format: $(VENV)/.lint
-	-$(PY) -m pre_commit run --all-files
+	-$(PY) -m pre_commit run --all-files --hook-stage manual
 
 clean:
 	rm -rf build

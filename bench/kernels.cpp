@@ -32,8 +32,11 @@ struct Shape {
   const char* name;
   int n, k;
 };
-constexpr Shape kShapes[] = {
-    {"qkv", 960, 576}, {"o", 576, 576}, {"gate_up", 3072, 576}, {"down", 576, 1536}, {"head", 49152, 576}};
+constexpr Shape kShapes[] = {{"qkv", 960, 576},
+                             {"o", 576, 576},
+                             {"gate_up", 3072, 576},
+                             {"down", 576, 1536},
+                             {"head", 49152, 576}};
 
 struct Case {
   const char* label;
@@ -41,10 +44,11 @@ struct Case {
   Act act;
   int group;
 };
-constexpr Case kCases[] = {{"dense", "dense", Act::a16, 0},       {"w8a16", "w8a16", Act::a16, 0},
-                           {"w8a8", "w8a8", Act::a8, 0},          {"w4a16-g32", "w4a16", Act::a16, 32},
-                           {"w4a16-g64", "w4a16", Act::a16, 64},  {"w4a8-g32", "w4a16", Act::a8, 32},
-                           {"w4a8-g64", "w4a16", Act::a8, 64},    {"mxfp4", "mxfp4", Act::a16, 0}};
+constexpr Case kCases[] = {
+    {"dense", "dense", Act::a16, 0},      {"w8a16", "w8a16", Act::a16, 0},
+    {"w8a8", "w8a8", Act::a8, 0},         {"w4a16-g32", "w4a16", Act::a16, 32},
+    {"w4a16-g64", "w4a16", Act::a16, 64}, {"w4a8-g32", "w4a16", Act::a8, 32},
+    {"w4a8-g64", "w4a16", Act::a8, 64},   {"mxfp4", "mxfp4", Act::a16, 0}};
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -86,7 +90,8 @@ double read_bandwidth(ThreadPool& pool, const Pages& pages, const Options& o) {
   std::vector<double> seconds;
   std::vector<uint64_t> sums(64);
   const size_t piece = size_t{4} << 20, share = piece / pool.threads() / 256 * 256;
-  for (size_t from = 0, i = 0; i < 4 * pages.bytes() / piece; ++i, from = (from + piece) % pages.bytes()) {
+  for (size_t from = 0, i = 0; i < 4 * pages.bytes() / piece;
+       ++i, from = (from + piece) % pages.bytes()) {
     const double begin = now();
     pool.run([&](int part) {
       using V = uint64_t __attribute__((vector_size(64)));
@@ -94,7 +99,8 @@ double read_bandwidth(ThreadPool& pool, const Pages& pages, const Options& o) {
       const std::byte* p = pages.data() + from + share * part;
       for (size_t at = 0; at < share; at += 256) {
         a ^= *reinterpret_cast<const V*>(p + at), b ^= *reinterpret_cast<const V*>(p + at + 64);
-        c ^= *reinterpret_cast<const V*>(p + at + 128), d ^= *reinterpret_cast<const V*>(p + at + 192);
+        c ^= *reinterpret_cast<const V*>(p + at + 128),
+            d ^= *reinterpret_cast<const V*>(p + at + 192);
       }
       a ^= b ^ c ^ d;
       sums[part] += a[0] ^ a[1] ^ a[2] ^ a[3] ^ a[4] ^ a[5] ^ a[6] ^ a[7];
@@ -115,7 +121,8 @@ struct Matrix {
   int copies;
 };
 
-Matrix make(const Case& c, const Shape& shape, const Options& o, const Pages& pages, std::mt19937& random) {
+Matrix make(const Case& c, const Shape& shape, const Options& o, const Pages& pages,
+            std::mt19937& random) {
   std::normal_distribution<float> normal(0, .02f);
   std::vector<float> values(size_t(shape.n) * shape.k);
   for (float& v : values) v = normal(random);
@@ -125,20 +132,23 @@ Matrix make(const Case& c, const Shape& shape, const Options& o, const Pages& pa
     for (size_t i = 0; i < values.size(); ++i) m.weight.dense[i] = to_f16(values[i]);
   }
   for (const LinearKernel& kernel : linear_kernels())
-    if (kernel.family == "cpu/" + o.isa && std::string(kernel.format) == c.format && kernel.act == c.act)
+    if (kernel.family == "cpu/" + o.isa && std::string(kernel.format) == c.format &&
+        kernel.act == c.act)
       m.kernel = &kernel;
-  check(m.kernel != nullptr, Code::unsupported, "bench: there is no kernel for ", c.format, " on ", o.isa);
+  check(m.kernel != nullptr, Code::unsupported, "bench: there is no kernel for ", c.format, " on ",
+        o.isa);
   m.bytes = m.kernel->packed_bytes(m.weight.desc, shape.n, shape.k);
   m.stride = (m.bytes + 63) / 64 * 64;
   m.copies = static_cast<int>(pages.bytes() / m.stride);
   m.kernel->pack(m.weight, pages.data());
-  for (int i = 1; i < m.copies; ++i) std::memcpy(pages.data() + m.stride * i, pages.data(), m.bytes);
+  for (int i = 1; i < m.copies; ++i)
+    std::memcpy(pages.data() + m.stride * i, pages.data(), m.bytes);
   return m;
 }
 
 /// Times of one product, call by call over all copies.
 Times time_rows(const Matrix& m, int rows, ThreadPool& pool, const Options& o, const Pages& pages,
-                 std::mt19937& random) {
+                std::mt19937& random) {
   std::normal_distribution<float> normal(0, 1);
   const DType type = o.type == "f16" ? DType::f16 : DType::bf16;
   const int n = m.weight.n, k = m.weight.k, group = m.weight.desc.group ? m.weight.desc.group : k;
@@ -176,7 +186,8 @@ std::vector<int> numbers(const std::string& list) {
   for (size_t at = 0; at < list.size();) {
     const size_t comma = std::min(list.find(',', at), list.size());
     out.push_back(std::atoi(list.substr(at, comma - at).c_str()));
-    check(out.back() > 0, Code::invalid_argument, "bench: --rows takes positive numbers, not \"", list, "\"");
+    check(out.back() > 0, Code::invalid_argument, "bench: --rows takes positive numbers, not \"",
+          list, "\"");
     at = comma + 1;
   }
   return out;
@@ -186,17 +197,27 @@ Options parse(int argc, char** argv) {
   Options o;
   for (int i = 1; i < argc; ++i) {
     const std::string arg = argv[i], name = arg.substr(0, arg.find('='));
-    const std::string value = arg.find('=') == std::string::npos ? "" : arg.substr(arg.find('=') + 1);
-    if (name == "--isa") o.isa = value;
-    else if (name == "--filter") o.filter = value;
-    else if (name == "--rows") o.rows = value;
-    else if (name == "--type") o.type = value;
-    else if (name == "--threads") o.threads = std::max(1, std::atoi(value.c_str()));
-    else if (name == "--samples") o.samples = std::max(1, std::atoi(value.c_str()));
-    else if (name == "--best") o.best = true;
-    else if (name == "--megabytes") o.megabytes = std::max(1, std::atoi(value.c_str()));
+    const std::string value =
+        arg.find('=') == std::string::npos ? "" : arg.substr(arg.find('=') + 1);
+    if (name == "--isa")
+      o.isa = value;
+    else if (name == "--filter")
+      o.filter = value;
+    else if (name == "--rows")
+      o.rows = value;
+    else if (name == "--type")
+      o.type = value;
+    else if (name == "--threads")
+      o.threads = std::max(1, std::atoi(value.c_str()));
+    else if (name == "--samples")
+      o.samples = std::max(1, std::atoi(value.c_str()));
+    else if (name == "--best")
+      o.best = true;
+    else if (name == "--megabytes")
+      o.megabytes = std::max(1, std::atoi(value.c_str()));
     else
-      fail(Code::invalid_argument, "bench: ", arg, " is not known; there are --isa= --filter=FORMAT/SHAPE --rows=1,8 ",
+      fail(Code::invalid_argument, "bench: ", arg,
+           " is not known; there are --isa= --filter=FORMAT/SHAPE --rows=1,8 ",
            "--type=bf16|f16 --threads= --samples= --megabytes= --best");
   }
   return o;
@@ -218,13 +239,17 @@ void run(const Options& o) {
       std::snprintf(line, sizeof line, "%-10s %-8s", c.label, shape);
       table += line;
       for (size_t i = 0; i < rows.size(); ++i) {
-        std::printf("{\"format\": \"%s\", \"type\": \"%s\", \"isa\": \"%s\", \"shape\": \"%s\", \"rows\": %d, "
-                    "\"threads\": %d, \"us\": %.2f, \"best_us\": %.2f, \"gb_per_s\": %.2f, \"ceiling_gb_per_s\": %.2f, "
-                    "\"share\": %.3f, \"of_one_row\": %.3f}\n",
-                    c.label, o.type.c_str(), o.isa.c_str(), shape, rows[i], o.threads, times[i].median * 1e6,
-                    times[i].best * 1e6, bytes / seconds[i] / 1e9, ceiling / 1e9, bytes / seconds[i] / ceiling, seconds[i] / seconds[0]);
-        std::snprintf(line, sizeof line, i ? "  %6.2fx" : "  %5.1f%%", i ? seconds[i] / seconds[0]
-                                                                        : 100 * bytes / seconds[i] / ceiling);
+        std::printf(
+            "{\"format\": \"%s\", \"type\": \"%s\", \"isa\": \"%s\", \"shape\": \"%s\", \"rows\": "
+            "%d, "
+            "\"threads\": %d, \"us\": %.2f, \"best_us\": %.2f, \"gb_per_s\": %.2f, "
+            "\"ceiling_gb_per_s\": %.2f, "
+            "\"share\": %.3f, \"of_one_row\": %.3f}\n",
+            c.label, o.type.c_str(), o.isa.c_str(), shape, rows[i], o.threads,
+            times[i].median * 1e6, times[i].best * 1e6, bytes / seconds[i] / 1e9, ceiling / 1e9,
+            bytes / seconds[i] / ceiling, seconds[i] / seconds[0]);
+        std::snprintf(line, sizeof line, i ? "  %6.2fx" : "  %5.1f%%",
+                      i ? seconds[i] / seconds[0] : 100 * bytes / seconds[i] / ceiling);
         table += line;
       }
       table += "\n";
@@ -242,7 +267,8 @@ void run(const Options& o) {
       for (size_t i = 0; i < rows.size(); ++i)
         layer[i].median += times[i].median, layer[i].best += times[i].best;
     }
-    if (layer_bytes > 0 && o.filter.find('/') == std::string::npos) report("layer", layer_bytes, layer);
+    if (layer_bytes > 0 && o.filter.find('/') == std::string::npos)
+      report("layer", layer_bytes, layer);
   }
   std::printf("\nformat     shape    rows");
   for (const int r : rows) std::printf("  %d", r);

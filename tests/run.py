@@ -27,7 +27,7 @@ FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS", 60 if IN_CI else 5))
 # What the sanitizer builds run: the readers that meet foreign files, and the streams that meet
 # other threads.
 ASAN_TESTS = ["core_test", "io_test", "io_refusal_test", "vocabulary_test", "config_test",
-              "config_refusal_test", "formats_reader_test"]  # fmt: skip
+              "config_refusal_test", "formats_reader_test", "formats_refusal_test"]  # fmt: skip
 TSAN_TESTS = {
     "core_test": "ThreadPool*",
     "loop_test": "*Concurrency*:*Cancel*",

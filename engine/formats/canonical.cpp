@@ -24,9 +24,12 @@ double CanonicalWeight::at(int row, int col) const {
 void CanonicalWeight::append(const CanonicalWeight& other) {
   check(other.k == k && other.desc.code == desc.code && other.desc.group == desc.group &&
             other.desc.scale == desc.scale,
-        Code::internal, "formats: rows of another format or width cannot be appended to ", desc.name);
+        Code::internal, "formats: rows of another format or width cannot be appended to ",
+        desc.name);
   if (bias.empty() != other.bias.empty()) bias.resize(n, 0.0f);
-  const auto add = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
+  const auto add = [](auto& to, const auto& from) {
+    to.insert(to.end(), from.begin(), from.end());
+  };
   add(dense, other.dense), add(codes, other.codes), add(scales, other.scales);
   add(bias, other.bias);
   n += other.n;

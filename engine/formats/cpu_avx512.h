@@ -17,13 +17,11 @@
 namespace stepladder::SL_ISA {
 namespace {
 
-#ifndef EXP_AHEAD
-#define EXP_AHEAD 2048
-#endif
-#ifndef EXP_HINT
-#define EXP_HINT _MM_HINT_T0
-#endif
-constexpr int kAheadBytes = EXP_AHEAD;
+/// How far ahead of the step a block fetches. Into the second-level cache: into the first one, or
+/// from less far, one row loses up to a fifth of the bandwidth and 8 rows more.
+constexpr int kAheadBytes = 8192;
+/// Tiles beyond this do not fit twice in a second-level cache.
+constexpr size_t kNearTile = size_t{384} << 10;
 constexpr int kTokens = 8;  // most tokens of a block: 16 accumulators, the weights' decoding shared
 
 SL_INLINE int load32(const void* p) {
@@ -47,7 +45,8 @@ SL_INLINE void store(const LinearArgs& a, int token, int row, const __m512 (&v)[
     const int at = row + s * tiles::kStrip, left = n - at;
     if (left <= 0) break;
     const __mmask16 mask = left >= 16 ? __mmask16(0xffff) : __mmask16((1u << left) - 1);
-    const __m512 bias = a.weight.bias ? _mm512_maskz_loadu_ps(mask, a.weight.bias + at) : _mm512_setzero_ps();
+    const __m512 bias =
+        a.weight.bias ? _mm512_maskz_loadu_ps(mask, a.weight.bias + at) : _mm512_setzero_ps();
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       float* y = static_cast<float*>(a.y.data) + int64_t{token + t} * a.y.cols + at;
@@ -65,7 +64,8 @@ struct PairTokens {
   const std::byte* x;
   size_t stride;  // bytes of a token
   PairTokens(const LinearArgs& a, int token)
-      : x(static_cast<const std::byte*>(a.x.data) + int64_t{token} * a.x.cols * 2), stride(a.x.cols * 2) {}
+      : x(static_cast<const std::byte*>(a.x.data) + int64_t{token} * a.x.cols * 2),
+        stride(a.x.cols * 2) {}
   template <int T>
   [[gnu::always_inline]] void prepare(int, int) {}
 
@@ -92,7 +92,8 @@ struct FloatTokens {
   template <int T>
   [[gnu::always_inline]] void prepare(int k0, int count) {
     for (int t = 0; t < T; ++t) {
-      const uint16_t* from = static_cast<const uint16_t*>(a.x.data) + int64_t{token + t} * a.x.cols + k0;
+      const uint16_t* from =
+          static_cast<const uint16_t*>(a.x.data) + int64_t{token + t} * a.x.cols + k0;
       for (int i = 0; i < count; i += 16) {
         const int left = count - i;
         const __mmask16 mask = left >= 16 ? __mmask16(0xffff) : __mmask16((1u << left) - 1);
@@ -121,31 +122,37 @@ struct FloatTokens {
 
 /// What codecs of bf16 pairs share.
 struct PairCodec {
-  [[gnu::always_inline]] static __m512 even(__m512i w) { return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)); }
+  [[gnu::always_inline]] static __m512 even(__m512i w) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
+  }
   [[gnu::always_inline]] static __m512 odd(__m512i w) {
     return _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(int(0xffff0000u))));
   }
 };
 
-/// Where a block prefetches from, and how many bytes further with each of its steps.
+/// Where a block prefetches from, how many bytes further with each of its steps, and where to stop:
+/// at the end of this lane's weights, since another lane reads what follows.
 struct Ahead {
   const std::byte* at;
   int pace;
+  const std::byte* last;
 
   [[gnu::always_inline]] void step() {
-    _mm_prefetch(reinterpret_cast<const char*>(at), EXP_HINT);
-    _mm_prefetch(reinterpret_cast<const char*>(at + 64), EXP_HINT);
+    const std::byte* line = at < last ? at : last;
+    _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(line + 64), _MM_HINT_T1);
     at += pace;
   }
 };
 
 /// With one block a tile, memory is the limit: look a little ahead in the stream. With more, the
 /// second and later blocks find the tile in a near cache and memory would idle, so each of the
-/// `blocks` fetches its part of the next tile, if there is one.
-SL_INLINE Ahead look_ahead(const std::byte* tile, size_t tile_bytes, int block, int blocks, bool last) {
-  if (blocks == 1) return {tile + kAheadBytes, 128};
-  if (last) return {tile, 0};
-  return {tile + tile_bytes + tile_bytes / blocks * block, 128 / blocks};
+/// `blocks` fetches its part of the next tile.
+SL_INLINE Ahead look_ahead(const std::byte* tile, size_t tile_bytes, int block, int blocks,
+                           const std::byte* end) {
+  const std::byte* const last = end - 128;
+  if (blocks == 1 || tile_bytes > kNearTile) return {tile + kAheadBytes, 128, last};
+  return {tile + tile_bytes + tile_bytes / blocks * block, 128 / blocks, last};
 }
 
 /// T tokens from `token` on times a tile.
@@ -217,20 +224,37 @@ void each_tile(const LinearArgs& a, const C& codec, Lane lane) {
   const Share mine = share(tiles::count(a.weight.n), lane);
   int blocks = 0;
   for (int token = 0; token < rows; token += next_block(rows - token)) ++blocks;
+  const std::byte* const end = codec.tiles + size_t(mine.end) * codec.tile_bytes;
   for (int tile = mine.begin; tile < mine.end; ++tile) {
     const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
     for (int token = 0, i = 0; token < rows; ++i) {
       const int t = next_block(rows - token);
-      const Ahead ahead = look_ahead(base, codec.tile_bytes, i, blocks, tile + 1 == mine.end);
+      const Ahead ahead = look_ahead(base, codec.tile_bytes, i, blocks, end);
       switch (t) {
-        case 1: Block::template run<1>(a, codec, token, tile, ahead); break;
-        case 2: Block::template run<2>(a, codec, token, tile, ahead); break;
-        case 3: Block::template run<3>(a, codec, token, tile, ahead); break;
-        case 4: Block::template run<4>(a, codec, token, tile, ahead); break;
-        case 5: Block::template run<5>(a, codec, token, tile, ahead); break;
-        case 6: Block::template run<6>(a, codec, token, tile, ahead); break;
-        case 7: Block::template run<7>(a, codec, token, tile, ahead); break;
-        default: Block::template run<8>(a, codec, token, tile, ahead); break;
+        case 1:
+          Block::template run<1>(a, codec, token, tile, ahead);
+          break;
+        case 2:
+          Block::template run<2>(a, codec, token, tile, ahead);
+          break;
+        case 3:
+          Block::template run<3>(a, codec, token, tile, ahead);
+          break;
+        case 4:
+          Block::template run<4>(a, codec, token, tile, ahead);
+          break;
+        case 5:
+          Block::template run<5>(a, codec, token, tile, ahead);
+          break;
+        case 6:
+          Block::template run<6>(a, codec, token, tile, ahead);
+          break;
+        case 7:
+          Block::template run<7>(a, codec, token, tile, ahead);
+          break;
+        default:
+          Block::template run<8>(a, codec, token, tile, ahead);
+          break;
       }
       token += t;
     }

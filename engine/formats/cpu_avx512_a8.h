@@ -12,7 +12,8 @@ struct ByteTokens {
   static constexpr int kChunk = 1 << 30;
   const int8_t* x;
   size_t stride;
-  ByteTokens(const LinearArgs& a, int token) : x(a.x8.q + int64_t{token} * a.weight.k), stride(a.weight.k) {}
+  ByteTokens(const LinearArgs& a, int token)
+      : x(a.x8.q + int64_t{token} * a.weight.k), stride(a.weight.k) {}
   template <int T>
   void prepare(int, int) {}
   [[gnu::always_inline]] __m512i four(int t, int k, int) const {
@@ -26,7 +27,8 @@ struct NibbleTokens {
   const int8_t* from;
   size_t stride;
   alignas(64) int8_t x[kTokens][kChunk];
-  NibbleTokens(const LinearArgs& a, int token) : from(a.x8.q + int64_t{token} * a.weight.k), stride(a.weight.k) {}
+  NibbleTokens(const LinearArgs& a, int token)
+      : from(a.x8.q + int64_t{token} * a.weight.k), stride(a.weight.k) {}
   template <int T>
   [[gnu::always_inline]] void prepare(int k0, int count) {
     const __m512i order =
@@ -38,7 +40,9 @@ struct NibbleTokens {
         _mm512_store_si512(&x[t][i], _mm512_shuffle_epi8(v, order));
       }
   }
-  [[gnu::always_inline]] __m512i four(int t, int, int i) const { return _mm512_set1_epi32(load32(&x[t][i])); }
+  [[gnu::always_inline]] __m512i four(int t, int, int i) const {
+    return _mm512_set1_epi32(load32(&x[t][i]));
+  }
 };
 
 /// T tokens from `token` on times a tile.

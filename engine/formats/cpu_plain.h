@@ -23,7 +23,9 @@ constexpr int kChunk = 512;  // k at a time; the bound that keeps integer sums e
 
 // Vectors go in and out by reference: passing them by value has no fixed convention below AVX.
 template <class V>
-SL_INLINE void load(V& v, const void* p) { std::memcpy(&v, p, sizeof v); }
+SL_INLINE void load(V& v, const void* p) {
+  std::memcpy(&v, p, sizeof v);
+}
 SL_INLINE void widen_bf16(F8& out, const U8& v) { out = (F8)(v << 16); }
 SL_INLINE void widen_f16(F8& out, const H8& h) {
   const U8 v = __builtin_convertvector(h, U8);
@@ -42,16 +44,19 @@ SL_INLINE int next_block(int left) {
 struct Tokens {
   float x[kTokens][kChunk];
 };
-SL_INLINE void widen_tokens(Tokens& out, const LinearArgs& a, int token, int count_tokens, int k0, int count) {
+SL_INLINE void widen_tokens(Tokens& out, const LinearArgs& a, int token, int count_tokens, int k0,
+                            int count) {
   for (int t = 0; t < count_tokens; ++t) {
-    const uint16_t* from = static_cast<const uint16_t*>(a.x.data) + int64_t{token + t} * a.x.cols + k0;
+    const uint16_t* from =
+        static_cast<const uint16_t*>(a.x.data) + int64_t{token + t} * a.x.cols + k0;
     if (a.x.dtype == DType::bf16)
       for (int i = 0; i < count; ++i) out.x[t][i] = from_bf16(from[i]);
     else
       for (int i = 0; i < count; ++i) out.x[t][i] = from_f16(from[i]);
   }
 }
-SL_INLINE void widen_tokens8(Tokens& out, const LinearArgs& a, int token, int count_tokens, int k0, int count) {
+SL_INLINE void widen_tokens8(Tokens& out, const LinearArgs& a, int token, int count_tokens, int k0,
+                             int count) {
   for (int t = 0; t < count_tokens; ++t) {
     const int8_t* from = a.x8.q + int64_t{token + t} * a.weight.k + k0;
     for (int i = 0; i < count; ++i) out.x[t][i] = static_cast<float>(from[i]);

@@ -1,8 +1,8 @@
 // The registry of formats and fast kernels, from the lists that CMake writes of the folders found.
+#include "generated/formats.h"
 #include "core/error.h"
 #include "formats/linear.h"
 #include "formats/quantization.h"
-#include "generated/formats.h"
 #include "generated/isas.h"
 
 namespace stepladder {
@@ -12,27 +12,30 @@ namespace format {
 SL_EACH_FORMAT(SL_DECLARE_FORMAT)
 }  // namespace format
 
-#define SL_DECLARE_KERNELS_OF(name)            \
+#define SL_DECLARE_KERNELS_OF(name)           \
   extern const LinearKernel name##_kernels[]; \
   extern const int name##_kernel_count;
-#define SL_DECLARE_ISA(isa) \
-  namespace isa {           \
-  SL_EACH_CPU_FORMAT(SL_DECLARE_KERNELS_OF) }
+#define SL_DECLARE_ISA(isa)                 \
+  namespace isa {                           \
+  SL_EACH_CPU_FORMAT(SL_DECLARE_KERNELS_OF) \
+  }
 SL_EACH_ISA(SL_DECLARE_ISA)
 
 namespace {
 
-#define SL_LIST_KERNELS(name) out.insert(out.end(), name##_kernels, name##_kernels + name##_kernel_count);
-#define SL_KERNELS_OF_ISA(isa)                        \
-  void add_##isa(std::vector<LinearKernel>& out) {    \
-    using namespace isa;                              \
-    SL_EACH_CPU_FORMAT(SL_LIST_KERNELS)               \
+#define SL_LIST_KERNELS(name) \
+  out.insert(out.end(), name##_kernels, name##_kernels + name##_kernel_count);
+#define SL_KERNELS_OF_ISA(isa)                     \
+  void add_##isa(std::vector<LinearKernel>& out) { \
+    using namespace isa;                           \
+    SL_EACH_CPU_FORMAT(SL_LIST_KERNELS)            \
   }
 SL_EACH_ISA(SL_KERNELS_OF_ISA)
 
 std::string known_formats() {
   std::string names;
-  for (const WeightFormat* f : formats()) names += (names.empty() ? "" : ", ") + std::string(f->name);
+  for (const WeightFormat* f : formats())
+    names += (names.empty() ? "" : ", ") + std::string(f->name);
   return names;
 }
 
@@ -65,7 +68,8 @@ const WeightFormat& format_of(const Checkpoint& checkpoint, const std::string& p
     if (f->recognises(checkpoint, prefix)) return *f;
   fail(Code::unsupported, checkpoint.where(), ": ", prefix, " is stored as ",
        storage_of(checkpoint, prefix).describe(), ", which no format reads; the formats are ",
-       known_formats(), ". Convert a 16-bit checkpoint with: stepladder quantize IN OUT --format w4a16");
+       known_formats(),
+       ". Convert a 16-bit checkpoint with: stepladder quantize IN OUT --format w4a16");
 }
 
 }  // namespace stepladder

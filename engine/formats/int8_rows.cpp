@@ -15,11 +15,13 @@ bool is_packed(const Storage& s) { return s.packing == "pack-quantized"; }
 
 bool recognises_int8(const Checkpoint& c, const std::string& prefix, Act act) {
   const Storage s = storage_of(c, prefix);
-  return s.method == Storage::Method::compressed && s.integer && s.bits == 8 && s.group == 0 && s.act == act &&
+  return s.method == Storage::Method::compressed && s.integer && s.bits == 8 && s.group == 0 &&
+         s.act == act &&
          (s.packing == "int-quantized" || s.packing == "naive-quantized" || is_packed(s));
 }
 
-CanonicalWeight read_int8(const char* name, const Checkpoint& c, const std::string& prefix, int n, int k) {
+CanonicalWeight read_int8(const char* name, const Checkpoint& c, const std::string& prefix, int n,
+                          int k) {
   const Storage storage = storage_of(c, prefix);
   CanonicalWeight w{{name, DType::i8, 0, true, DType::f32}, n, k};
   w.codes.resize(size_t(n) * k);
@@ -31,8 +33,8 @@ CanonicalWeight read_int8(const char* name, const Checkpoint& c, const std::stri
     const auto packed = c.load<uint32_t>(prefix + ".weight_packed", "I32", shape);
     for (int r = 0; r < n; ++r)
       for (int i = 0; i < k; ++i)
-        w.codes[size_t(r) * k + i] =
-            static_cast<int8_t>(static_cast<int>(packed[size_t(r) * words + i / 4] >> (i % 4 * 8) & 255) - 128);
+        w.codes[size_t(r) * k + i] = static_cast<int8_t>(
+            static_cast<int>(packed[size_t(r) * words + i / 4] >> (i % 4 * 8) & 255) - 128);
     check_trivial_order(c, prefix + ".weight_g_idx", k, k, false);
   } else {
     constexpr const char* kForeign[] = {"weight_packed", "qweight", "qzeros", "scales"};
@@ -47,9 +49,10 @@ CanonicalWeight read_int8(const char* name, const Checkpoint& c, const std::stri
   return w;
 }
 
-CanonicalWeight cast_int8(const char* name, std::span<const float> values, int n, int k, int group) {
-  check(group == 0 || group == k, Code::invalid_argument, "cast to ", name, ": scales are per output row, but group ",
-        group, " was asked for");
+CanonicalWeight cast_int8(const char* name, std::span<const float> values, int n, int k,
+                          int group) {
+  check(group == 0 || group == k, Code::invalid_argument, "cast to ", name,
+        ": scales are per output row, but group ", group, " was asked for");
   CanonicalWeight w{{name, DType::i8, 0, true, DType::f32}, n, k};
   w.codes.resize(size_t(n) * k);
   w.scales.resize(n);
@@ -57,7 +60,8 @@ CanonicalWeight cast_int8(const char* name, std::span<const float> values, int n
     const float* row = values.data() + size_t(r) * k;
     float amax = 0;
     for (int i = 0; i < k; ++i) {
-      check(std::isfinite(row[i]), Code::invalid_argument, "cast to ", name, ": value [", r, ", ", i, "] is not finite");
+      check(std::isfinite(row[i]), Code::invalid_argument, "cast to ", name, ": value [", r, ", ",
+            i, "] is not finite");
       amax = std::max(amax, std::fabs(row[i]));
     }
     const float scale = amax == 0 ? 1.0f : std::max(amax / 127.0f, FLT_MIN);

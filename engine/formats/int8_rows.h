@@ -11,7 +11,8 @@ namespace stepladder {
 bool recognises_int8(const Checkpoint&, const std::string& prefix, Act);
 /// Reads compressed-tensors int-quantized (weight: I8) or pack-quantized (weight_packed: I32, value
 /// + 128, low byte first).
-CanonicalWeight read_int8(const char* name, const Checkpoint&, const std::string& prefix, int n, int k);
+CanonicalWeight read_int8(const char* name, const Checkpoint&, const std::string& prefix, int n,
+                          int k);
 /// Codes in -127..127 with scale amax / 127; a row of zeros has scale 1.
 CanonicalWeight cast_int8(const char* name, std::span<const float> values, int n, int k, int group);
 

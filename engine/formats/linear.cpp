@@ -10,18 +10,20 @@ namespace {
 
 size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-const LinearKernel* find_kernel(const Backend& backend, const FormatDesc& desc, Act act, int n, int k) {
+const LinearKernel* find_kernel(const Backend& backend, const FormatDesc& desc, Act act, int n,
+                                int k) {
   const std::string family = backend.kernels();
   for (const LinearKernel& kernel : linear_kernels())
-    if (kernel.act == act && family == kernel.family && std::string_view(kernel.format) == desc.name &&
-        kernel.supports(desc, n, k))
+    if (kernel.act == act && family == kernel.family &&
+        std::string_view(kernel.format) == desc.name && kernel.supports(desc, n, k))
       return &kernel;
   return nullptr;
 }
 
 }  // namespace
 
-Linear::Linear(const Backend& backend, const CanonicalWeight& weight, std::span<const Act> wanted, bool generic)
+Linear::Linear(const Backend& backend, const CanonicalWeight& weight, std::span<const Act> wanted,
+               bool generic)
     : desc_(weight.desc), n_(weight.n), k_(weight.k), has_bias_(!weight.bias.empty()) {
   const auto acts = format_named(desc_.name).acts;
   for (const Act act : wanted) {
@@ -30,9 +32,11 @@ Linear::Linear(const Backend& backend, const CanonicalWeight& weight, std::span<
           " weights do not run with ", act == Act::a8 ? "int8" : "16-bit", " activations");
     const LinearKernel* kernel = generic ? nullptr : find_kernel(backend, desc_, act, n_, k_);
     const std::string layout = kernel ? kernel->layout : "described";
-    auto copy = std::find_if(copies_.begin(), copies_.end(), [&](const Copy& c) { return c.layout == layout; });
+    auto copy = std::find_if(copies_.begin(), copies_.end(),
+                             [&](const Copy& c) { return c.layout == layout; });
     if (copy == copies_.end()) {
-      const size_t bytes = kernel ? kernel->packed_bytes(desc_, n_, k_) : described_bytes(desc_, n_, k_);
+      const size_t bytes =
+          kernel ? kernel->packed_bytes(desc_, n_, k_) : described_bytes(desc_, n_, k_);
       copies_.push_back({layout, bytes, nullptr, kernel});
       copy = copies_.end() - 1;
     }
@@ -66,7 +70,8 @@ void Linear::upload(Backend& backend, const CanonicalWeight& weight, std::byte* 
   }
 }
 
-void Linear::operator()(Backend& backend, Live live, Tensor y, Tensor x, Act act, Arena& arena, bool accumulate) const {
+void Linear::operator()(Backend& backend, Live live, Tensor y, Tensor x, Act act, Arena& arena,
+                        bool accumulate) const {
   const Mode& m = mode(act);
   const Copy& copy = copies_[m.copy];
   Arena::Scope scope(arena);
@@ -77,7 +82,11 @@ void Linear::operator()(Backend& backend, Live live, Tensor y, Tensor x, Act act
   if (act == Act::a8) {
     const int group = desc_.group ? desc_.group : k_;
     const size_t rows = static_cast<size_t>(live.capacity), groups = rows * (k_ / group);
-    args.x8 = {live, x, group, arena.take_array<int8_t>(rows * k_), arena.take_array<float>(groups),
+    args.x8 = {live,
+               x,
+               group,
+               arena.take_array<int8_t>(rows * k_),
+               arena.take_array<float>(groups),
                arena.take_array<int32_t>(groups)};
     backend.quantize(args.x8);
   }
@@ -95,7 +104,8 @@ bool Linear::runs(Act act) const {
 const Linear::Mode& Linear::mode(Act act) const {
   for (const Mode& m : modes_)
     if (m.act == act) return m;
-  fail(Code::internal, "linear: ", desc_.name, " was not built for ", act == Act::a8 ? "int8" : "16-bit", " activations");
+  fail(Code::internal, "linear: ", desc_.name, " was not built for ",
+       act == Act::a8 ? "int8" : "16-bit", " activations");
 }
 
 }  // namespace stepladder

@@ -83,9 +83,12 @@ class Compiler {
     if (depth > kDeepest) refuse(at, "nesting this deep");
     std::vector<size_t> bars;
     for (size_t i = at; i < end;) {
-      if (pattern_[i] == '|') bars.push_back(i++);
-      else if (is_repeat(i)) ++i;
-      else i = atom_end(i, end);
+      if (pattern_[i] == '|')
+        bars.push_back(i++);
+      else if (is_repeat(i))
+        ++i;
+      else
+        i = atom_end(i, end);
     }
     int state = sequence(bars.empty() ? at : bars.back() + 1, end, next, depth);
     for (size_t b = bars.size(); b-- > 0;) {
@@ -134,7 +137,8 @@ class Compiler {
       if (c == 'd' ? digit : c == 'w' ? word : c == 's' ? space : false) set.set(i);
     }
     if (c == 'd' || c == 'w' || c == 's') return;
-    if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9')) refuse(at, "this escape");
+    if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'))
+      refuse(at, "this escape");
     set.set(static_cast<unsigned char>(c));
   }
 
@@ -152,10 +156,14 @@ class Compiler {
     if (c == '^') return machine.add({Kind::begin, {}, next});
     if (c == '$') return machine.add({Kind::end, {}, next});
     Machine::State state{Kind::one_of, {}, next};
-    if (c == '.') state.accepts.set();
-    else if (c == '\\') add_class(state.accepts, pattern_[at + 1], at);
-    else if (c == '[') state.accepts = bracket(at + 1, end - 1);
-    else state.accepts.set(static_cast<unsigned char>(c));
+    if (c == '.')
+      state.accepts.set();
+    else if (c == '\\')
+      add_class(state.accepts, pattern_[at + 1], at);
+    else if (c == '[')
+      state.accepts = bracket(at + 1, end - 1);
+    else
+      state.accepts.set(static_cast<unsigned char>(c));
     return machine.add(state);
   }
 
@@ -168,7 +176,8 @@ class Compiler {
         add_class(set, pattern_[at + 1], at);
         at += 2;
       } else if (at + 2 < end && pattern_[at + 1] == '-') {
-        for (int i = static_cast<unsigned char>(pattern_[at]); i <= static_cast<unsigned char>(pattern_[at + 2]); ++i)
+        for (int i = static_cast<unsigned char>(pattern_[at]);
+             i <= static_cast<unsigned char>(pattern_[at + 2]); ++i)
           set.set(i);
         at += 3;
       } else {
@@ -201,11 +210,21 @@ class Reached {
       seen_[i] = true;
       const auto& s = machine_.states[i];
       switch (s.kind) {
-        case Machine::Kind::one_of: list_.push_back(i); break;
-        case Machine::Kind::split: todo.push_back(s.other), todo.push_back(s.next); break;
-        case Machine::Kind::begin: if (at == 0) todo.push_back(s.next); break;
-        case Machine::Kind::end: if (at == length_) todo.push_back(s.next); break;
-        case Machine::Kind::matched: matched = true; break;
+        case Machine::Kind::one_of:
+          list_.push_back(i);
+          break;
+        case Machine::Kind::split:
+          todo.push_back(s.other), todo.push_back(s.next);
+          break;
+        case Machine::Kind::begin:
+          if (at == 0) todo.push_back(s.next);
+          break;
+        case Machine::Kind::end:
+          if (at == length_) todo.push_back(s.next);
+          break;
+        case Machine::Kind::matched:
+          matched = true;
+          break;
       }
     }
   }

@@ -13,7 +13,8 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kRequantize =
-    "; quantize the 16-bit checkpoint instead: stepladder quantize IN OUT --format w4a16 (or w8a16, w8a8, mxfp4)";
+    "; quantize the 16-bit checkpoint instead: stepladder quantize IN OUT --format w4a16 (or "
+    "w8a16, w8a8, mxfp4)";
 
 /// A string of a file as it may stand in a message: quoted, escaped and not endless.
 std::string quoted(const std::string& text) {
@@ -79,17 +80,19 @@ Storage read_gptq(const Checkpoint& c, const Fields& q, const std::string& prefi
   Storage s;
   if (prefix == "lm_head" ? !q.flag("lm_head", false) : prefix.ends_with("embed_tokens")) return s;
   if (const Json* dynamic = get(q.object, "dynamic"))
-    check(dynamic->empty(), Code::unsupported, q.where, ".dynamic: settings per layer are not supported", kRequantize);
+    check(dynamic->empty(), Code::unsupported, q.where,
+          ".dynamic: settings per layer are not supported", kRequantize);
   if (get(q.object, "modules_in_block_to_quantize") && !c.find(prefix + ".qweight")) return s;
   s.method = Storage::Method::gptq;
   s.bits = q.integer("bits", 4);
   s.group = q.integer("group_size", -1);
   if (s.group == -1) s.group = 0;
-  check(q.flag("sym", true), Code::unsupported, q.where, ": sym is false; asymmetric GPTQ is not supported", kRequantize);
+  check(q.flag("sym", true), Code::unsupported, q.where,
+        ": sym is false; asymmetric GPTQ is not supported", kRequantize);
   s.reordered = q.flag("desc_act", false);
   const std::string format = q.text("checkpoint_format", "gptq");
-  check(format == "gptq" || format == "gptq_v2", Code::unsupported, q.where, ".checkpoint_format ", quoted(format),
-        " is not supported; gptq and gptq_v2 are");
+  check(format == "gptq" || format == "gptq_v2", Code::unsupported, q.where, ".checkpoint_format ",
+        quoted(format), " is not supported; gptq and gptq_v2 are");
   s.gptq_v2 = format == "gptq_v2";
   return s;
 }
@@ -98,35 +101,40 @@ Storage read_group(const Fields& group, const std::string& format) {
   Storage s;
   s.method = Storage::Method::compressed;
   const Json* weights = get(group.object, "weights");
-  check(weights != nullptr, Code::unsupported, group.where, ": quantized activations over 16-bit weights are not supported");
+  check(weights != nullptr, Code::unsupported, group.where,
+        ": quantized activations over 16-bit weights are not supported");
   const Fields w{*weights, group.where + ".weights"};
   s.packing = group.text("format", format);
   s.bits = w.integer("num_bits", 8);
   const std::string type = w.text("type", "int"), strategy = w.text("strategy", "tensor");
   s.integer = type == "int";
-  check(w.flag("symmetric", true), Code::unsupported, w.where, ": symmetric is false; zero points are not supported",
-        kRequantize);
-  check(!w.flag("dynamic", false), Code::model_format, w.where, ": stored weights cannot be dynamic");
+  check(w.flag("symmetric", true), Code::unsupported, w.where,
+        ": symmetric is false; zero points are not supported", kRequantize);
+  check(!w.flag("dynamic", false), Code::model_format, w.where,
+        ": stored weights cannot be dynamic");
   if (strategy == "group" || strategy == "tensor_group") {
     s.group = w.integer("group_size", 0);
     check(s.group > 0, Code::model_format, w.where, ".group_size is not a positive integer");
   } else if (strategy == "tensor") {
     s.per_tensor = true;
   } else {
-    check(strategy == "channel", Code::unsupported, w.where, ".strategy ", quoted(strategy), " is not supported",
-          kRequantize);
+    check(strategy == "channel", Code::unsupported, w.where, ".strategy ", quoted(strategy),
+          " is not supported", kRequantize);
   }
   // actorder: true in early files, later "group"; "weight" and "static" leave the order alone.
   if (const Json* order = get(w.object, "actorder"))
-    s.reordered = order->is_boolean() ? order->get<bool>() : order->is_string() && *order == "group";
+    s.reordered =
+        order->is_boolean() ? order->get<bool>() : order->is_string() && *order == "group";
 
   if (const Json* input = get(group.object, "input_activations")) {
     const Fields a{*input, group.where + ".input_activations"};
     const std::string a_type = a.text("type", "int"), a_strategy = a.text("strategy", "tensor");
     check(a.integer("num_bits", 8) == 8 && a_type == "int" && a_strategy == "token" &&
               a.flag("symmetric", true) && a.flag("dynamic", false),
-          Code::unsupported, a.where, ": only int8, symmetric, dynamic, per token is supported, not ", quoted(a_type),
-          a.integer("num_bits", 8), " per ", quoted(a_strategy), a.flag("dynamic", false) ? "" : ", static",
+          Code::unsupported, a.where,
+          ": only int8, symmetric, dynamic, per token is supported, not ", quoted(a_type),
+          a.integer("num_bits", 8), " per ", quoted(a_strategy),
+          a.flag("dynamic", false) ? "" : ", static",
           a.flag("symmetric", true) ? "" : ", asymmetric", kRequantize);
     s.act = Act::a8;
   }
@@ -137,12 +145,14 @@ Storage read_group(const Fields& group, const std::string& format) {
 
 Storage read_compressed(const Fields& q, const std::string& prefix) {
   if (const Json* sparsity = get(q.object, "sparsity_config")) {
-    const std::string format = Fields{*sparsity, q.where + ".sparsity_config"}.text("format", "dense");
+    const std::string format =
+        Fields{*sparsity, q.where + ".sparsity_config"}.text("format", "dense");
     check(format == "dense", Code::unsupported, q.where, ".sparsity_config.format ", quoted(format),
           " is not supported");
   }
   check(!get(q.object, "kv_cache_scheme"), Code::unsupported, q.where,
-        ".kv_cache_scheme: a quantized cache is not supported; set it to null to keep the cache in 16 bits");
+        ".kv_cache_scheme: a quantized cache is not supported; set it to null to keep the cache in "
+        "16 bits");
   if (lists(get(q.object, "ignore"), prefix, q.where + ".ignore", true)) return {};
   const Json* groups = get(q.object, "config_groups");
   check(groups && groups->is_object() && !groups->empty(), Code::model_format, q.where,
@@ -152,7 +162,8 @@ Storage read_compressed(const Fields& q, const std::string& prefix) {
     for (const auto& [name, group] : groups->items()) {
       const Fields fields{group, q.where + ".config_groups." + quoted(name)};
       check(group.is_object(), Code::model_format, fields.where, " is not an object");
-      if (lists(get(group, "targets"), prefix, fields.where + ".targets", by_class)) return read_group(fields, format);
+      if (lists(get(group, "targets"), prefix, fields.where + ".targets", by_class))
+        return read_group(fields, format);
     }
   return {};
 }
@@ -161,9 +172,12 @@ Storage read_compressed(const Fields& q, const std::string& prefix) {
 
 std::string Storage::describe() const {
   if (method == Method::none) return "plain numbers";
-  std::string out = method == Method::gptq ? "GPTQ " : "compressed-tensors " + quoted(packing) + " ";
+  std::string out =
+      method == Method::gptq ? "GPTQ " : "compressed-tensors " + quoted(packing) + " ";
   out += (integer ? "int" : "float") + std::to_string(bits);
-  out += per_tensor ? " with one scale" : group ? " in groups of " + std::to_string(group) : " per channel";
+  out += per_tensor ? " with one scale"
+         : group    ? " in groups of " + std::to_string(group)
+                    : " per channel";
   return out + (act == Act::a8 ? ", int8 activations" : "");
 }
 
@@ -176,56 +190,64 @@ Storage storage_of(const Checkpoint& c, const std::string& prefix) {
   if (method == "gptq") return read_gptq(c, fields, prefix);
   if (method == "compressed-tensors") return read_compressed(fields, prefix);
   std::string found;
-  if (c.find(prefix + ".qzeros") && c.find(prefix + ".g_idx")) found = " (the tensors look like GPTQ)";
+  if (c.find(prefix + ".qzeros") && c.find(prefix + ".g_idx"))
+    found = " (the tensors look like GPTQ)";
   if (c.find(prefix + ".weight_packed")) found = " (the tensors look like compressed-tensors)";
-  fail(Code::unsupported, fields.where, ": quant_method ", quoted(method), " is not supported", found,
-       "; gptq and compressed-tensors are", kRequantize);
+  fail(Code::unsupported, fields.where, ": quant_method ", quoted(method), " is not supported",
+       found, "; gptq and compressed-tensors are", kRequantize);
 }
 
 std::ostream& operator<<(std::ostream& out, const TensorPlace& place) {
   const TensorInfo* info = place.checkpoint.find(place.name);
-  return out << (info && !info->file.empty() ? info->file : place.checkpoint.where()) << ": tensor " << place.name;
+  return out << (info && !info->file.empty() ? info->file : place.checkpoint.where()) << ": tensor "
+             << place.name;
 }
 
-void check_absent(const Checkpoint& c, const std::string& prefix, std::span<const char* const> suffixes,
-                  const Storage& storage) {
+void check_absent(const Checkpoint& c, const std::string& prefix,
+                  std::span<const char* const> suffixes, const Storage& storage) {
   for (const char* suffix : suffixes) {
     const std::string name = prefix + "." + suffix;
-    check(!c.find(name), Code::model_format, tensor_place(c, name), " does not belong to a layer stored as ",
-          storage.describe(), ", which is what quantization_config in config.json says",
+    check(!c.find(name), Code::model_format, tensor_place(c, name),
+          " does not belong to a layer stored as ", storage.describe(),
+          ", which is what quantization_config in config.json says",
           storage.method == Storage::Method::none
-              ? "; if the quantizer wrote its settings to another file, add them to config.json as quantization_config"
+              ? "; if the quantizer wrote its settings to another file, add them to config.json as "
+                "quantization_config"
               : "");
   }
 }
 
-void check_scales(const Checkpoint& c, const std::string& name, std::span<const float> scales, bool negative) {
+void check_scales(const Checkpoint& c, const std::string& name, std::span<const float> scales,
+                  bool negative) {
   for (size_t i = 0; i < scales.size(); ++i)
-    check(std::isfinite(scales[i]) && scales[i] != 0 && (negative || scales[i] > 0), Code::model_format,
-          tensor_place(c, name), ": scale ", i, " is ", scales[i], "; scales must be finite and ",
-          negative ? "not zero" : "positive", "; the file is damaged or was badly quantized");
+    check(std::isfinite(scales[i]) && scales[i] != 0 && (negative || scales[i] > 0),
+          Code::model_format, tensor_place(c, name), ": scale ", i, " is ", scales[i],
+          "; scales must be finite and ", negative ? "not zero" : "positive",
+          "; the file is damaged or was badly quantized");
 }
 
 void check_group(const Checkpoint& c, const std::string& prefix, int k, int group) {
-  check(group > 0 && k % group == 0, Code::unsupported, c.where(), ": ", prefix, ": groups of ", group,
-        " do not divide its width of ", k);
+  check(group > 0 && k % group == 0, Code::unsupported, c.where(), ": ", prefix, ": groups of ",
+        group, " do not divide its width of ", k);
 }
 
-std::vector<float> load_scales(const Checkpoint& c, const std::string& name, std::span<const int64_t> shape,
-                               DType& stored) {
+std::vector<float> load_scales(const Checkpoint& c, const std::string& name,
+                               std::span<const int64_t> shape, DType& stored) {
   const TensorInfo& info = c.need(name);
   stored = info.dtype == "BF16" ? DType::bf16 : info.dtype == "F16" ? DType::f16 : DType::f32;
   return c.load_floats(name, shape);
 }
 
-std::vector<float> load_channel_scales(const Checkpoint& c, const std::string& name, int n, DType& stored) {
+std::vector<float> load_channel_scales(const Checkpoint& c, const std::string& name, int n,
+                                       DType& stored) {
   const auto& shape = c.need(name).shape;
   const std::vector<int64_t> one = {1}, flat = {n}, column = {n, 1};
   if (shape == one && n != 1) return std::vector<float>(n, load_scales(c, name, one, stored)[0]);
   return load_scales(c, name, shape == flat ? flat : column, stored);
 }
 
-void check_trivial_order(const Checkpoint& c, const std::string& name, int k, int group, bool required) {
+void check_trivial_order(const Checkpoint& c, const std::string& name, int k, int group,
+                         bool required) {
   if (!c.find(name)) {
     check(!required, Code::model_format, c.where(), ": there is no tensor ", name,
           ", which a checkpoint quantized in activation order needs");
@@ -235,8 +257,8 @@ void check_trivial_order(const Checkpoint& c, const std::string& name, int k, in
   const auto index = c.load<int32_t>(name, "I32", shape);
   if (std::all_of(index.begin(), index.end(), [](int32_t g) { return g == -1; })) return;
   for (int i = 0; i < k; ++i)
-    check(index[i] >= 0 && index[i] < k / group, Code::model_format, tensor_place(c, name), ": entry ", i, " is ",
-          index[i], ", but there are ", k / group, " groups");
+    check(index[i] >= 0 && index[i] < k / group, Code::model_format, tensor_place(c, name),
+          ": entry ", i, " is ", index[i], ", but there are ", k / group, " groups");
   for (int i = 0; i < k; ++i)
     check(index[i] == i / group, Code::unsupported, tensor_place(c, name),
           ": columns were reordered by activation (desc_act without static_groups); quantize with "
@@ -248,15 +270,16 @@ void check_compressed_companions(const Checkpoint& c, const std::string& prefix,
   if (c.find(shape_name)) {
     const int64_t two[] = {2};
     const auto shape = c.load<int64_t>(shape_name, "I64", two);
-    check(shape[0] == n && shape[1] == k, Code::model_format, tensor_place(c, shape_name), " says [", shape[0], ", ",
-          shape[1], "], but config.json makes it [", n, ", ", k, "]");
+    check(shape[0] == n && shape[1] == k, Code::model_format, tensor_place(c, shape_name),
+          " says [", shape[0], ", ", shape[1], "], but config.json makes it [", n, ", ", k, "]");
   }
   const std::string zero_name = prefix + ".weight_zero_point";
   if (const TensorInfo* info = c.find(zero_name)) {
     std::vector<std::byte> bytes(info->bytes);
     c.read(zero_name, bytes);
-    check(std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; }), Code::unsupported,
-          tensor_place(c, zero_name), " is not zero: asymmetric codes are not supported", kRequantize);
+    check(std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; }),
+          Code::unsupported, tensor_place(c, zero_name),
+          " is not zero: asymmetric codes are not supported", kRequantize);
   }
 }
 

@@ -16,14 +16,14 @@ namespace stepladder {
 /// quantization_config, or a layer it leaves out, is Method::none.
 struct Storage {
   enum class Method { none, gptq, compressed } method = Method::none;
-  bool integer = true;       // int codes, else float ones
+  bool integer = true;  // int codes, else float ones
   int bits = 16;
-  int group = 0;             // k per scale; 0 = per output channel
-  bool per_tensor = false;   // one scale for the whole matrix
-  Act act = Act::a16;        // a8: int8 activations, dynamic, per token
-  std::string packing;       // compressed-tensors: "pack-quantized", "int-quantized", ...
-  bool gptq_v2 = false;      // zeros stored as they are, not less one
-  bool reordered = false;    // gptq desc_act, compressed-tensors actorder "group"
+  int group = 0;            // k per scale; 0 = per output channel
+  bool per_tensor = false;  // one scale for the whole matrix
+  Act act = Act::a16;       // a8: int8 activations, dynamic, per token
+  std::string packing;      // compressed-tensors: "pack-quantized", "int-quantized", ...
+  bool gptq_v2 = false;     // zeros stored as they are, not less one
+  bool reordered = false;   // gptq desc_act, compressed-tensors actorder "group"
   std::string describe() const;
 };
 
@@ -42,20 +42,23 @@ inline TensorPlace tensor_place(const Checkpoint& c, const std::string& name) { 
 std::ostream& operator<<(std::ostream&, const TensorPlace&);
 /// Throws Error(model_format) when the checkpoint holds any of prefix.suffix: the tensors say that
 /// the layer is stored in another way than config.json does.
-void check_absent(const Checkpoint&, const std::string& prefix, std::span<const char* const> suffixes,
-                  const Storage&);
+void check_absent(const Checkpoint&, const std::string& prefix,
+                  std::span<const char* const> suffixes, const Storage&);
 /// Throws Error(model_format) naming the tensor and the first scale that is not finite, is zero,
 /// or is negative unless `negative` is allowed.
-void check_scales(const Checkpoint&, const std::string& name, std::span<const float> scales, bool negative);
+void check_scales(const Checkpoint&, const std::string& name, std::span<const float> scales,
+                  bool negative);
 /// Throws unless `group` divides k.
 void check_group(const Checkpoint&, const std::string& prefix, int k, int group);
 /// A floating-point tensor of `shape` as f32, and the type it is stored in.
-std::vector<float> load_scales(const Checkpoint&, const std::string& name, std::span<const int64_t> shape,
-                               DType& stored);
+std::vector<float> load_scales(const Checkpoint&, const std::string& name,
+                               std::span<const int64_t> shape, DType& stored);
 /// Per-channel scales [n] of an int8 weight stored as [n, 1], [n] or, per tensor, [1].
-std::vector<float> load_channel_scales(const Checkpoint&, const std::string& name, int n, DType& stored);
+std::vector<float> load_channel_scales(const Checkpoint&, const std::string& name, int n,
+                                       DType& stored);
 /// Throws unless an optional group index names group k / `group` for each k, or is all -1.
-void check_trivial_order(const Checkpoint&, const std::string& name, int k, int group, bool required);
+void check_trivial_order(const Checkpoint&, const std::string& name, int k, int group,
+                         bool required);
 /// Throws unless an optional compressed-tensors weight_zero_point is all zeros, and an optional
 /// weight_shape is [n, k].
 void check_compressed_companions(const Checkpoint&, const std::string& prefix, int n, int k);

@@ -22,7 +22,7 @@ namespace stepladder::tiles {
 inline constexpr int kRows = 32;   // output rows of a tile
 inline constexpr int kStrip = 16;  // output rows of one 512-bit vector of 32-bit lanes
 
-inline constexpr int kHeader = 64;         // w8a16: byte 0 says whether any weight is -128
+inline constexpr int kHeader = 64;          // w8a16: byte 0 says whether any weight is -128
 inline constexpr int kChannelScales = 128;  // 32 f32 scales
 
 /// Longest k the kernels take: int8 sums of 65,536 products of 255 x 127 still fit 32 bits.
@@ -35,7 +35,9 @@ SL_INLINE constexpr size_t w4_scales(DType scale) { return scale == DType::f32 ?
 SL_INLINE constexpr size_t w4_tile(int k, int group, DType scale) {
   return size_t(k / group) * (w4_scales(scale) + size_t(group) * 16);
 }
-SL_INLINE constexpr size_t mxfp4_tile(int k) { return size_t(k / 32 + 1) / 2 * 64 + size_t(k) * 16; }
+SL_INLINE constexpr size_t mxfp4_tile(int k) {
+  return size_t(k / 32 + 1) / 2 * 64 + size_t(k) * 16;
+}
 
 /// The place of (row r of 32, k i of 8) in a step of nibbles: byte, and whether the high half.
 struct Nibble {

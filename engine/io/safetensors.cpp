@@ -17,7 +17,7 @@ namespace {
 constexpr uint64_t kMaxHeader = 100'000'000;
 // Our own limits. The largest published shards have some ten thousand tensors of at most five
 // dimensions; without limits a header of small entries would cost several times its size.
-constexpr size_t kMaxTensors = size_t{1} << 17, kMaxDims = 32, kMaxName = 4096, kMaxNotes = 65536;
+constexpr size_t kMaxTensors = size_t{1} << 16, kMaxDims = 32, kMaxName = 4096, kMaxNotes = 65536;
 
 struct Type {
   std::string_view name;

@@ -60,7 +60,10 @@ class LevelStats:
 
 @dataclass(frozen=True)
 class Stats:
-    """What a request took: tokens, times in milliseconds, and the work of each level."""
+    """What a request took: tokens, times in milliseconds, and the work of each level.
+
+    `tokens` counts what the engine made, the few behind a stop string included.
+    """
 
     prompt_tokens: int
     cached_tokens: int

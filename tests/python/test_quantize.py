@@ -26,7 +26,10 @@ def bound(values, format):
     # A code is found by a float32 division, good to 127 x 2^-24 steps. Half a step of int8; a step of int4, whose positive side ends one early, with a scale that
     # bf16 rounds; mxfp4 errs most at 5 units, halfway between its codes 4 and 6.
     share = {"w8a16": 0.5 / 127, "w8a8": 0.5 / 127, "w4a16": 1 / 8 * 1.01, "mxfp4": 1 / 5}[format]
-    return np.broadcast_to(most * share * (1 + 127 * 2**-22), groups.shape).reshape(values.shape) + 1e-30
+    return (
+        np.broadcast_to(most * share * (1 + 127 * 2**-22), groups.shape).reshape(values.shape)
+        + 1e-30
+    )
 
 
 @pytest.mark.parametrize("format", FORMATS)

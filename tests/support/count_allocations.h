@@ -12,10 +12,15 @@ inline std::atomic<int64_t> allocations{0};
 
 }  // namespace stepladder
 
-void* operator new(size_t bytes) {
+// Not inlined: the compiler would otherwise see free() meet a pointer of operator new.
+[[gnu::noinline]] void* operator new(size_t bytes) {
   ++stepladder::allocations;
   if (void* memory = std::malloc(bytes ? bytes : 1)) return memory;
   throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
+  ++stepladder::allocations;
+  return std::malloc(bytes ? bytes : 1);
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }

@@ -25,9 +25,11 @@ std::vector<Cell> replay_cells() {
     out.push_back({s});
     if (s.format == "w4a16") out.push_back({s, Act::a8});
   }
-  // f16 activations take other kernels than bf16 ones.
-  for (const char* cast : {"w8a16", "w8a8", "w4a16", "mxfp4"})
+  // f16 activations take other kernels than bf16 ones, which widen them in chunks of k.
+  for (const char* cast : {"w8a16", "w8a8", "w4a16", "mxfp4"}) {
     out.push_back({tiny_formats()[1], Act::a16, cast});
+    out.back().spec.ffn = 576;
+  }
   Cell wide{tiny_formats()[2], Act::a8};  // groups of 64; a width that no 128 divides
   wide.spec.group = 64, wide.spec.ffn = 320;
   out.push_back(wide);
@@ -209,7 +211,10 @@ void grow_tree(DraftTrees& trees, int i, const Sequence& sequence, int nodes, Ri
     }
     int parent = random.below(2) ? tip : random.below(trees.count[i]);
     while (trees.depth_at(i, parent) >= kMaxEmitted - 1) parent = trees.parent_at(i, parent);
-    trees.add(i, parent, random.below(vocab), 0.f);
+    // Now and then a token of the text to come: one that the penalties are asked about again.
+    const bool known = !next.empty() && random.below(2);
+    trees.add(i, parent,
+              known ? next[random.below(static_cast<int>(next.size()))] : random.below(vocab), 0.f);
   }
 }
 

@@ -17,7 +17,8 @@ struct Dense {
   const std::byte* tiles;
   size_t tile_bytes;
   explicit Dense(const LinearArgs& a)
-      : tiles(static_cast<const std::byte*>(a.weight.data)), tile_bytes(tiles::dense_tile(a.weight.k)) {}
+      : tiles(static_cast<const std::byte*>(a.weight.data)),
+        tile_bytes(tiles::dense_tile(a.weight.k)) {}
 };
 
 #ifdef SL_ISA_avx512
@@ -76,8 +77,9 @@ void run(const LinearArgs& a, Lane lane) {
 
 }  // namespace
 
-extern const LinearKernel dense_kernels[] = {
-    {"dense", Act::a16, "cpu/" SL_ISA_NAME, "dense.t32", dense::supports, dense::packed_bytes, dense::pack, run}};
+extern const LinearKernel dense_kernels[] = {{"dense", Act::a16, "cpu/" SL_ISA_NAME, "dense.t32",
+                                              dense::supports, dense::packed_bytes, dense::pack,
+                                              run}};
 extern const int dense_kernel_count = 1;
 
 }  // namespace stepladder::SL_ISA

@@ -19,12 +19,14 @@ bool recognises(const Checkpoint& c, const std::string& prefix) {
 
 void check_finite(const Checkpoint& c, const std::string& name, const CanonicalWeight& w) {
   for (size_t i = 0; i < w.dense.size(); ++i)
-    check(std::isfinite(from_16(w.desc.code, w.dense[i])), Code::model_format, tensor_place(c, name), ": element ", i,
+    check(std::isfinite(from_16(w.desc.code, w.dense[i])), Code::model_format,
+          tensor_place(c, name), ": element ", i,
           " is not a finite number; the file is damaged or does not fit its 16-bit type");
 }
 
 CanonicalWeight read(const Checkpoint& c, const std::string& prefix, int n, int k) {
-  constexpr const char* kForeign[] = {"qweight", "weight_packed", "weight_scale", "qzeros", "scales"};
+  constexpr const char* kForeign[] = {"qweight", "weight_packed", "weight_scale", "qzeros",
+                                      "scales"};
   check_absent(c, prefix, kForeign, {});
   const std::string name = prefix + ".weight";
   const TensorInfo& info = c.need(name);
@@ -42,12 +44,14 @@ CanonicalWeight read(const Checkpoint& c, const std::string& prefix, int n, int 
 }
 
 CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
-  check(group == 0, Code::invalid_argument, "cast to dense: there are no groups, but group ", group, " was asked for");
+  check(group == 0, Code::invalid_argument, "cast to dense: there are no groups, but group ", group,
+        " was asked for");
   CanonicalWeight w{describe(DType::bf16), n, k};
   w.dense.resize(values.size());
   for (size_t i = 0; i < values.size(); ++i) {
     w.dense[i] = to_bf16(values[i]);
-    check(std::isfinite(from_bf16(w.dense[i])), Code::invalid_argument, "cast to dense: value ", i, " is not finite");
+    check(std::isfinite(from_bf16(w.dense[i])), Code::invalid_argument, "cast to dense: value ", i,
+          " is not finite");
   }
   return w;
 }
@@ -64,7 +68,9 @@ namespace dense {
 
 bool supports(const FormatDesc&, int, int k) { return k % 2 == 0 && k <= tiles::kMaxK; }
 
-size_t packed_bytes(const FormatDesc&, int n, int k) { return tiles::count(n) * tiles::dense_tile(k); }
+size_t packed_bytes(const FormatDesc&, int n, int k) {
+  return tiles::count(n) * tiles::dense_tile(k);
+}
 
 void pack(const CanonicalWeight& w, std::byte* out) {
   std::memset(out, 0, packed_bytes(w.desc, w.n, w.k));

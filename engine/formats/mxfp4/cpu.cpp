@@ -18,7 +18,8 @@ struct Groups {
   const std::byte* tiles;
   size_t tile_bytes;
   explicit Groups(const LinearArgs& a)
-      : tiles(static_cast<const std::byte*>(a.weight.data)), tile_bytes(tiles::mxfp4_tile(a.weight.k)) {}
+      : tiles(static_cast<const std::byte*>(a.weight.data)),
+        tile_bytes(tiles::mxfp4_tile(a.weight.k)) {}
   /// The scales of two groups share 64 bytes ahead of the first, so that codes stay on cache lines.
   [[gnu::always_inline]] const std::byte* open_group(const std::byte*& p, int g) const {
     if (g % 2) return p - group * 16 - 32;
@@ -42,9 +43,11 @@ struct Codec : Groups, PairCodec {
     return _mm512_permutexvar_epi16(j ? _mm512_srli_epi32(raw, 4 * j) : raw, table);
   }
   [[gnu::always_inline]] __m512 scale(const std::byte* scales, int strip) const {
-    const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales + strip * 16)));
+    const __m512i e = _mm512_cvtepu8_epi32(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales + strip * 16)));
     // 2^-127, of e = 0, is subnormal: the maximum puts it in place.
-    return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_slli_epi32(e, 23), _mm512_set1_epi32(0x00400000)));
+    return _mm512_castsi512_ps(
+        _mm512_max_epu32(_mm512_slli_epi32(e, 23), _mm512_set1_epi32(0x00400000)));
   }
 };
 
@@ -67,7 +70,8 @@ struct Codec : Groups {
       const U8 code = word >> (at * 4), magnitude = code & 7;
       // 1 is the subnormal .5; from 2 on, exponent and mantissa are shifted to their f32 places.
       const U8 half = (U8)(magnitude == 1), normal = (U8)(magnitude > 1);
-      w[i] = (F8)((code & 8) << 28 | (half & 0x3f000000u) | (normal & ((magnitude << 22) + 0x3f000000u)));
+      w[i] = (F8)((code & 8) << 28 | (half & 0x3f000000u) |
+                  (normal & ((magnitude << 22) + 0x3f000000u)));
     }
   }
   void scale(F8& out, const std::byte* scales, int v) const {
@@ -85,8 +89,9 @@ void run(const LinearArgs& a, Lane lane) { product<Codec, Act::a16>(a, Codec(a),
 
 }  // namespace
 
-extern const LinearKernel mxfp4_kernels[] = {
-    {"mxfp4", Act::a16, "cpu/" SL_ISA_NAME, "mxfp4.t32", mxfp4::supports, mxfp4::packed_bytes, mxfp4::pack, run}};
+extern const LinearKernel mxfp4_kernels[] = {{"mxfp4", Act::a16, "cpu/" SL_ISA_NAME, "mxfp4.t32",
+                                              mxfp4::supports, mxfp4::packed_bytes, mxfp4::pack,
+                                              run}};
 extern const int mxfp4_kernel_count = 1;
 
 }  // namespace stepladder::SL_ISA

@@ -17,20 +17,22 @@ constexpr FormatDesc kDesc{"mxfp4", DType::e2m1, kGroup, true, DType::e8m0};
 
 bool recognises(const Checkpoint& c, const std::string& prefix) {
   const Storage s = storage_of(c, prefix);
-  return s.method == Storage::Method::compressed && s.packing == "mxfp4-pack-quantized" && !s.integer && s.bits == 4 &&
-         s.group == kGroup && s.act == Act::a16;
+  return s.method == Storage::Method::compressed && s.packing == "mxfp4-pack-quantized" &&
+         !s.integer && s.bits == 4 && s.group == kGroup && s.act == Act::a16;
 }
 
 CanonicalWeight read(const Checkpoint& c, const std::string& prefix, int n, int k) {
   const Storage storage = storage_of(c, prefix);
-  constexpr const char* kForeign[] = {"weight", "qweight", "qzeros", "scales", "weight_global_scale"};
+  constexpr const char* kForeign[] = {"weight", "qweight", "qzeros", "scales",
+                                      "weight_global_scale"};
   check_absent(c, prefix, kForeign, storage);
   check_group(c, prefix, k, kGroup);
   const int64_t packed_shape[] = {n, k / 2}, scale_shape[] = {n, k / kGroup};
   CanonicalWeight w{kDesc, n, k};
   const auto packed = c.load<uint8_t>(prefix + ".weight_packed", "U8", packed_shape);
   w.codes.resize(size_t(n) * k);
-  for (size_t i = 0; i < w.codes.size(); ++i) w.codes[i] = static_cast<int8_t>(packed[i / 2] >> (i % 2 * 4) & 15);
+  for (size_t i = 0; i < w.codes.size(); ++i)
+    w.codes[i] = static_cast<int8_t>(packed[i / 2] >> (i % 2 * 4) & 15);
   const std::string scales = prefix + ".weight_scale";
   const auto exponents = c.load<uint8_t>(scales, "U8", scale_shape);
   w.scales.resize(exponents.size());
@@ -45,7 +47,8 @@ CanonicalWeight read(const Checkpoint& c, const std::string& prefix, int n, int 
 
 /// The E2M1 code nearest to `x`, ties to the even code, saturating at 6.
 int8_t code_of(float x) {
-  constexpr float kBorders[] = {.25f, .75f, 1.25f, 1.75f, 2.5f, 3.5f, 5.f};  // between codes i and i + 1
+  constexpr float kBorders[] = {.25f, .75f, 1.25f, 1.75f,
+                                2.5f, 3.5f, 5.f};  // between codes i and i + 1
   const float magnitude = std::fabs(x);
   int code = 0;
   for (int i = 0; i < 7; ++i)
@@ -65,7 +68,8 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
     const float* from = values.data() + g * kGroup;
     float amax = 0;
     for (int i = 0; i < kGroup; ++i) {
-      check(std::isfinite(from[i]), Code::invalid_argument, "cast to mxfp4: value ", g * kGroup + i, " is not finite");
+      check(std::isfinite(from[i]), Code::invalid_argument, "cast to mxfp4: value ", g * kGroup + i,
+            " is not finite");
       amax = std::max(amax, std::fabs(from[i]));
     }
     int exponent = 0;  // of a group of zeros: scale 1
@@ -91,9 +95,13 @@ extern const WeightFormat mxfp4{"mxfp4", kActs, recognises, read, cast};
 
 namespace mxfp4 {
 
-bool supports(const FormatDesc& d, int, int k) { return d.group == kGroup && k % kGroup == 0 && k <= tiles::kMaxK; }
+bool supports(const FormatDesc& d, int, int k) {
+  return d.group == kGroup && k % kGroup == 0 && k <= tiles::kMaxK;
+}
 
-size_t packed_bytes(const FormatDesc&, int n, int k) { return tiles::count(n) * tiles::mxfp4_tile(k); }
+size_t packed_bytes(const FormatDesc&, int n, int k) {
+  return tiles::count(n) * tiles::mxfp4_tile(k);
+}
 
 void pack(const CanonicalWeight& w, std::byte* out) {
   const int groups = w.k / kGroup;
@@ -103,7 +111,8 @@ void pack(const CanonicalWeight& w, std::byte* out) {
     const int r = n % tiles::kRows;
     for (int g = 0; g < groups; ++g) {
       std::byte* pair = tile + size_t(g / 2) * (64 + 2 * kGroup * 16);
-      pair[g % 2 * 32 + r] = static_cast<std::byte>(std::ilogb(w.scales[size_t(n) * groups + g]) + 127);
+      pair[g % 2 * 32 + r] =
+          static_cast<std::byte>(std::ilogb(w.scales[size_t(n) * groups + g]) + 127);
       std::byte* codes = pair + 64 + g % 2 * kGroup * 16;
       const int8_t* from = w.codes.data() + size_t(n) * w.k + size_t(g) * kGroup;
       for (int i = 0; i < kGroup; ++i) {

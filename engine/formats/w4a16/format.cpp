@@ -1,4 +1,5 @@
-// int4 weights -8..7 in groups of k with a signed scale: GPTQ and compressed-tensors pack-quantized.
+// int4 weights -8..7 in groups of k with a signed scale: GPTQ and compressed-tensors
+// pack-quantized.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
@@ -20,7 +21,8 @@ bool known_group(int group) { return group == 32 || group == 64 || group == 128;
 bool recognises(const Checkpoint& c, const std::string& prefix) {
   const Storage s = storage_of(c, prefix);
   if (s.bits != 4 || !s.integer || s.act != Act::a16 || !known_group(s.group)) return false;
-  return s.method == Storage::Method::gptq || (s.method == Storage::Method::compressed && s.packing == "pack-quantized");
+  return s.method == Storage::Method::gptq ||
+         (s.method == Storage::Method::compressed && s.packing == "pack-quantized");
 }
 
 /// GPTQ packs zeros along n and stores 8, or in the first version of its files 8 - 1.
@@ -29,17 +31,21 @@ void check_zeros(const Checkpoint& c, const std::string& name, int n, int groups
   const auto zeros = c.load<uint32_t>(name, "I32", shape);
   const uint32_t wanted = v2 ? 0x88888888u : 0x77777777u, other = ~wanted;
   for (const uint32_t z : zeros) {
-    check(z != other, Code::model_format, tensor_place(c, name), ": the zeros are those of checkpoint_format \"",
-          v2 ? "gptq" : "gptq_v2", "\", but config.json says \"", v2 ? "gptq_v2" : "gptq", "\"");
-    check(z == wanted, Code::unsupported, tensor_place(c, name), ": zero points other than 8 mean asymmetric codes, ",
+    check(z != other, Code::model_format, tensor_place(c, name),
+          ": the zeros are those of checkpoint_format \"", v2 ? "gptq" : "gptq_v2",
+          "\", but config.json says \"", v2 ? "gptq_v2" : "gptq", "\"");
+    check(z == wanted, Code::unsupported, tensor_place(c, name),
+          ": zero points other than 8 mean asymmetric codes, ",
           "which are not supported; quantize with sym=True");
   }
 }
 
-CanonicalWeight read_gptq(const Checkpoint& c, const std::string& prefix, int n, int k, const Storage& s) {
+CanonicalWeight read_gptq(const Checkpoint& c, const std::string& prefix, int n, int k,
+                          const Storage& s) {
   constexpr const char* kForeign[] = {"weight", "weight_packed", "weight_scale"};
   check_absent(c, prefix, kForeign, s);
-  check(n % 8 == 0, Code::unsupported, c.where(), ": ", prefix, ": GPTQ packs 8 outputs, but there are ", n);
+  check(n % 8 == 0, Code::unsupported, c.where(), ": ", prefix,
+        ": GPTQ packs 8 outputs, but there are ", n);
   const int groups = k / s.group;
   const int64_t packed_shape[] = {k / 8, n}, scale_shape[] = {groups, n};
   CanonicalWeight w{{"w4a16", DType::i4, s.group, true, DType::f16}, n, k};
@@ -47,8 +53,8 @@ CanonicalWeight read_gptq(const Checkpoint& c, const std::string& prefix, int n,
   w.codes.resize(size_t(n) * k);
   for (int i = 0; i < k; ++i)
     for (int r = 0; r < n; ++r)
-      w.codes[size_t(r) * k + i] =
-          static_cast<int8_t>(static_cast<int>(packed[size_t(i / 8) * n + r] >> (i % 8 * 4) & 15) - 8);
+      w.codes[size_t(r) * k + i] = static_cast<int8_t>(
+          static_cast<int>(packed[size_t(i / 8) * n + r] >> (i % 8 * 4) & 15) - 8);
   const auto scales = load_scales(c, prefix + ".scales", scale_shape, w.desc.scale);
   check_scales(c, prefix + ".scales", scales, true);
   w.scales.resize(scales.size());
@@ -59,7 +65,8 @@ CanonicalWeight read_gptq(const Checkpoint& c, const std::string& prefix, int n,
   return w;
 }
 
-CanonicalWeight read_compressed(const Checkpoint& c, const std::string& prefix, int n, int k, const Storage& s) {
+CanonicalWeight read_compressed(const Checkpoint& c, const std::string& prefix, int n, int k,
+                                const Storage& s) {
   constexpr const char* kForeign[] = {"weight", "qweight", "qzeros", "scales"};
   check_absent(c, prefix, kForeign, s);
   const int64_t packed_shape[] = {n, k / 8}, scale_shape[] = {n, k / s.group};
@@ -78,14 +85,15 @@ CanonicalWeight read_compressed(const Checkpoint& c, const std::string& prefix, 
 CanonicalWeight read(const Checkpoint& c, const std::string& prefix, int n, int k) {
   const Storage s = storage_of(c, prefix);
   check_group(c, prefix, k, s.group);
-  return s.method == Storage::Method::gptq ? read_gptq(c, prefix, n, k, s) : read_compressed(c, prefix, n, k, s);
+  return s.method == Storage::Method::gptq ? read_gptq(c, prefix, n, k, s)
+                                           : read_compressed(c, prefix, n, k, s);
 }
 
 /// Maps the value of largest magnitude to -8, the one code without a positive twin.
 CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
   if (group == 0) group = kDefaultGroup;
-  check(known_group(group) && k % group == 0, Code::invalid_argument, "cast to w4a16: groups of ", group,
-        " do not divide a width of ", k, "; there are groups of 32, 64 and 128");
+  check(known_group(group) && k % group == 0, Code::invalid_argument, "cast to w4a16: groups of ",
+        group, " do not divide a width of ", k, "; there are groups of 32, 64 and 128");
   CanonicalWeight w{{"w4a16", DType::i4, group, true, DType::bf16}, n, k};
   w.codes.resize(size_t(n) * k);
   w.scales.resize(size_t(n) * (k / group));
@@ -94,7 +102,8 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
     int8_t* to = w.codes.data() + g * group;
     float most = 0;
     for (int i = 0; i < group; ++i) {
-      check(std::isfinite(from[i]), Code::invalid_argument, "cast to w4a16: value ", g * group + i, " is not finite");
+      check(std::isfinite(from[i]), Code::invalid_argument, "cast to w4a16: value ", g * group + i,
+            " is not finite");
       if (std::fabs(from[i]) > std::fabs(most)) most = from[i];
     }
     // The codes are found with the scale as it will be read back.
@@ -121,12 +130,15 @@ bool supports(const FormatDesc& d, int, int k) {
   return known_group(d.group) && k % d.group == 0 && k <= tiles::kMaxK;
 }
 
-size_t packed_bytes(const FormatDesc& d, int n, int k) { return tiles::count(n) * tiles::w4_tile(k, d.group, d.scale); }
+size_t packed_bytes(const FormatDesc& d, int n, int k) {
+  return tiles::count(n) * tiles::w4_tile(k, d.group, d.scale);
+}
 
 void pack(const CanonicalWeight& w, std::byte* out) {
   const FormatDesc& d = w.desc;
   const int groups = w.k / d.group;
-  const size_t scale_bytes = tiles::w4_scales(d.scale), group_bytes = scale_bytes + size_t(d.group) * 16;
+  const size_t scale_bytes = tiles::w4_scales(d.scale),
+               group_bytes = scale_bytes + size_t(d.group) * 16;
   std::memset(out, 0, packed_bytes(d, w.n, w.k));
   for (int n = 0; n < w.n; ++n) {
     const int r = n % tiles::kRows;
@@ -142,7 +154,8 @@ void pack(const CanonicalWeight& w, std::byte* out) {
       const int8_t* codes = w.codes.data() + size_t(n) * w.k + size_t(g) * d.group;
       for (int i = 0; i < d.group; ++i) {
         const tiles::Nibble p = tiles::nibble(r, i % 8);
-        at[scale_bytes + size_t(i / 8) * 128 + p.byte] |= static_cast<std::byte>((codes[i] + 8) << (p.high ? 4 : 0));
+        at[scale_bytes + size_t(i / 8) * 128 + p.byte] |=
+            static_cast<std::byte>((codes[i] + 8) << (p.high ? 4 : 0));
       }
     }
   }

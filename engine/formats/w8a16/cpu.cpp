@@ -48,8 +48,11 @@ struct Int8 : Int8Rows, PairCodec {
   };
   __m512i low0, low1, high0, high1;
   explicit Int8(const LinearArgs& a)
-      : Int8Rows(a), low0(load512(kBytes.low)), low1(load512(kBytes.low + 64)),
-        high0(load512(kBytes.high)), high1(load512(kBytes.high + 64)) {}
+      : Int8Rows(a),
+        low0(load512(kBytes.low)),
+        low1(load512(kBytes.low + 64)),
+        high0(load512(kBytes.high)),
+        high1(load512(kBytes.high + 64)) {}
 
   [[gnu::always_inline]] void load(Raw& raw, const std::byte* p) const {
     const __m512i code = load512(p);
@@ -112,7 +115,8 @@ void run(const LinearArgs& a, Lane lane) { product<Int8, Act::a16>(a, Int8(a), l
 }  // namespace
 
 extern const LinearKernel w8a16_kernels[] = {{"w8a16", Act::a16, "cpu/" SL_ISA_NAME, "w8a16.t32",
-                                              w8a16::supports, w8a16::packed_bytes, w8a16::pack, run}};
+                                              w8a16::supports, w8a16::packed_bytes, w8a16::pack,
+                                              run}};
 extern const int w8a16_kernel_count = 1;
 
 }  // namespace stepladder::SL_ISA

@@ -8,7 +8,9 @@
 namespace stepladder {
 namespace {
 
-bool recognises(const Checkpoint& c, const std::string& prefix) { return recognises_int8(c, prefix, Act::a16); }
+bool recognises(const Checkpoint& c, const std::string& prefix) {
+  return recognises_int8(c, prefix, Act::a16);
+}
 CanonicalWeight read(const Checkpoint& c, const std::string& prefix, int n, int k) {
   return read_int8("w8a16", c, prefix, n, k);
 }
@@ -28,7 +30,9 @@ namespace w8a16 {
 
 bool supports(const FormatDesc&, int, int k) { return k % 4 == 0 && k <= tiles::kMaxK; }
 
-size_t packed_bytes(const FormatDesc&, int n, int k) { return tiles::kHeader + tiles::count(n) * tiles::w8_tile(k); }
+size_t packed_bytes(const FormatDesc&, int n, int k) {
+  return tiles::kHeader + tiles::count(n) * tiles::w8_tile(k);
+}
 
 void pack(const CanonicalWeight& w, std::byte* out) {
   std::memset(out, 0, packed_bytes(w.desc, w.n, w.k));
@@ -42,7 +46,8 @@ void pack(const CanonicalWeight& w, std::byte* out) {
       // Four rows share 16 bytes, whose halves hold the first and the second pair of k.
       const int at = lane / 4 * 16 + k % 4 / 2 * 8 + lane % 4 * 2 + k % 2;
       const int code = row[k] < 0 ? 0x80 | (-row[k] & 0x7f) : row[k];
-      tile[tiles::kChannelScales + size_t(k / 4) * 128 + strip * 64 + at] = static_cast<std::byte>(code);
+      tile[tiles::kChannelScales + size_t(k / 4) * 128 + strip * 64 + at] =
+          static_cast<std::byte>(code);
       has_min |= row[k] == -128;
     }
   }

@@ -18,7 +18,8 @@ struct Bytes {
   const std::byte* tiles;
   size_t tile_bytes;
   explicit Bytes(const LinearArgs& a)
-      : tiles(static_cast<const std::byte*>(a.weight.data)), tile_bytes(tiles::w8_tile(a.weight.k)) {}
+      : tiles(static_cast<const std::byte*>(a.weight.data)),
+        tile_bytes(tiles::w8_tile(a.weight.k)) {}
 };
 
 #ifdef SL_ISA_avx512
@@ -52,8 +53,8 @@ void run(const LinearArgs& a, Lane lane) { product<Codec, Act::a8>(a, Codec(a), 
 
 }  // namespace
 
-extern const LinearKernel w8a8_kernels[] = {
-    {"w8a8", Act::a8, "cpu/" SL_ISA_NAME, "w8a8.t32", w8a8::supports, w8a8::packed_bytes, w8a8::pack, run}};
+extern const LinearKernel w8a8_kernels[] = {{"w8a8", Act::a8, "cpu/" SL_ISA_NAME, "w8a8.t32",
+                                             w8a8::supports, w8a8::packed_bytes, w8a8::pack, run}};
 extern const int w8a8_kernel_count = 1;
 
 }  // namespace stepladder::SL_ISA

@@ -8,7 +8,9 @@
 namespace stepladder {
 namespace {
 
-bool recognises(const Checkpoint& c, const std::string& prefix) { return recognises_int8(c, prefix, Act::a8); }
+bool recognises(const Checkpoint& c, const std::string& prefix) {
+  return recognises_int8(c, prefix, Act::a8);
+}
 CanonicalWeight read(const Checkpoint& c, const std::string& prefix, int n, int k) {
   return read_int8("w8a8", c, prefix, n, k);
 }
@@ -38,7 +40,8 @@ void pack(const CanonicalWeight& w, std::byte* out) {
     std::memcpy(tile + r * 4, &w.scales[n], 4);
     const int8_t* row = w.codes.data() + size_t(n) * w.k;
     for (int k = 0; k < w.k; ++k)
-      tile[tiles::kChannelScales + size_t(k / 4) * 128 + r * 4 + k % 4] = static_cast<std::byte>(row[k] + 128);
+      tile[tiles::kChannelScales + size_t(k / 4) * 128 + r * 4 + k % 4] =
+          static_cast<std::byte>(row[k] + 128);
   }
 }
 

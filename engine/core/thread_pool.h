@@ -1,5 +1,5 @@
-// A fixed set of workers that run one function together. Between two calls the workers spin for a
-// short while and then sleep, so that back-to-back operators start within a microsecond.
+// A fixed set of workers that run one function together. Between two calls the workers stay awake for a
+// short while (2 ms) and then sleep, so that back-to-back operators start within a microsecond.
 #pragma once
 
 #include <memory>

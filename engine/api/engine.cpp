@@ -146,6 +146,17 @@ class Loader {
     return out;
   }
 
+  /// What checking one more row costs a level, as a share of its round of one row. Reading 16-bit
+  /// weights hides the multiplications of some ten rows; the fewer bytes a pass reads, the fewer it
+  /// hides. Measured on 2 cores of Zen 4: 8 rows cost 1.03x with bf16, 2.1x with int8 and 2.7x with
+  /// 4-bit weights; int8 activations multiply four times as fast.
+  static float row_cost(const Loaded& level) {
+    const double dense = 2.0 * double(level.model->parameters());
+    const double fewer = dense / double(level.model->pass_bytes(level.act));
+    if (level.act == Act::a8) return static_cast<float>(0.02 * std::max(1.0, fewer));
+    return static_cast<float>(fewer < 1.5 ? 0.04 : 0.075 * fewer);
+  }
+
   /// Levels over their drafters, innermost first.
   LoopParts stack() {
     LoopParts parts;
@@ -158,6 +169,7 @@ class Loader {
       if (plan_.lookup->ngram_min) options.ngram_min = plan_.lookup->ngram_min;
       options.ngram_max = plan_.lookup->ngram_max ? plan_.lookup->ngram_max
                                                   : std::max(options.ngram_max, options.ngram_min);
+      options.row_cost = row_cost(loaded_.back());
       inner = std::make_unique<Lookup>(options);
     }
     for (size_t k = plan_.levels.size(); k-- > 0;) {

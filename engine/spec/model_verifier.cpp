@@ -68,11 +68,18 @@ ModelVerifier::ModelVerifier(Backend& backend, std::shared_ptr<const Model> mode
     host_top_logprob_.resize(size_t(max_nodes_) * options_.logprobs);
   }
   // Every shape a round can have is recorded now, so that decoding neither records nor allocates.
-  for (int rows = 1;; rows = rows < options_.block ? bucket(rows + 1, options_.block) : rows + options_.block) {
-    if (rows > max_rows_) break;
+  for (const int top : {options_.logprobs > 0 ? options_.logprobs : -1, -1}) {
+    ask_logprobs(top);
+    record_shapes();
+  }
+}
+
+void ModelVerifier::record_shapes() {
+  const int most = bucket(max_nodes_, node_block());
+  for (int rows = 1; rows <= max_rows_; rows = bucket(rows + 1, options_.block)) {
     recording(rows, 0, t_.trees);
-    for (int nodes = 1; nodes <= bucket(max_nodes_, node_block()); nodes = bucket(nodes + 1, node_block()))
-      if (nodes <= rows) recording(rows, nodes, t_.trees);
+    for (int nodes = 1; nodes <= std::min(rows, most); nodes = bucket(nodes + 1, node_block()))
+      recording(rows, nodes, t_.trees);
   }
 }
 
@@ -238,14 +245,17 @@ void ModelVerifier::verify(Batch batch, const DraftTrees& trees, std::span<Round
 }
 
 void ModelVerifier::ask_logprobs(int top) {
-  check(top <= options_.logprobs, Code::internal, "logprobs for ", top, " tokens of at most ", options_.logprobs);
-  ask_ = top;
+  check(top <= options_.logprobs, Code::internal, "logprobs for ", top, " tokens of at most ",
+        options_.logprobs);
+  wanted_ = top;
+  // One recorded shape serves every number of tokens.
+  ask_ = top < 0 ? -1 : options_.logprobs;
 }
 
 TokenLogprobs ModelVerifier::logprobs(int i, int k) const {
   const int node = host_path_node_[size_t(i) * kMaxEmitted + k];
   TokenLogprobs out{host_chosen_[node], {}};
-  for (int j = 0; j < ask_; ++j)
+  for (int j = 0; j < wanted_; ++j)
     out.top.emplace_back(host_top_token_[size_t(node) * ask_ + j], host_top_logprob_[size_t(node) * ask_ + j]);
   return out;
 }

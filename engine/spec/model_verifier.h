@@ -80,6 +80,7 @@ class ModelVerifier final : public Verifier {
   void run(int rows, int nodes, TreeView trees);
   Recording& recording(int row_bucket, int node_bucket, TreeView trees);
   void queue_round(int rows, int nodes, TreeView trees);
+  void record_shapes();
   void note_catch_up(const Sequence&, int from, int count);
   int node_block() const;
 
@@ -101,7 +102,7 @@ class ModelVerifier final : public Verifier {
   std::vector<int> usable_;     // [slot] entries this level may use, as of the last sync
   std::vector<int> missing_;    // [batch] of the round being planned
   std::vector<RoundResult> results_;
-  int ask_ = -1;
+  int ask_ = -1, wanted_ = -1;  // likeliest tokens a round computes, and how many of them were asked for
   std::vector<int32_t> host_path_node_, host_top_token_;
   std::vector<float> host_chosen_, host_top_logprob_;
   using Shape = std::array<int64_t, 4>;  // rows, nodes, logprobs, where the trees are

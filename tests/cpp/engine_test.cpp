@@ -166,7 +166,10 @@ TEST_P(Hierarchies, WriteWhatPlainDecodingWrites) {
     EXPECT_EQ(take(*plain_stream), expected[i]) << "request " << i << " without drafts";
     EXPECT_EQ(plain_stream->stats().levels[0].drafted, 0);
   }
-  EXPECT_GT(accepted, 0);
+  // A copy agrees with its original now and then; a random model's text need not repeat itself.
+  if (std::string(GetParam().draft) != "lookup") {
+    EXPECT_GT(accepted, 0);
+  }
 }
 INSTANTIATE_TEST_SUITE_P(
     All, Hierarchies,
@@ -345,7 +348,9 @@ TEST(Engine, LogprobsAreOfTheRawLogitsWithAndWithoutDrafts) {
         for (size_t j = 1; j < 5; ++j) EXPECT_GE(l.top[j - 1].second, l.top[j].second);
         EXPECT_LE(l.chosen, l.top[0].second);
         for (const auto& [token, value] : l.top) {
-          if (token == chunk.tokens[k]) EXPECT_EQ(value, l.chosen);
+          if (token == chunk.tokens[k]) {
+            EXPECT_EQ(value, l.chosen);
+          }
         }
         seen[draft].push_back(l);
       }

@@ -46,16 +46,16 @@ struct KVView {
 /// go to the region at their position; a tree node x goes to scratch slot x and sees the region
 /// below `committed`, then its own path. All arrays have `capacity` elements.
 struct Rows {
-  int capacity = 0, depth = 0;     // depth: longest path a row may have
-  int32_t* count = nullptr;        // [1] live rows
+  int capacity = 0, depth = 0;  // depth: longest path a row may have
+  int32_t* count = nullptr;     // [1] live rows
   int32_t* token = nullptr;
   int32_t* position = nullptr;
-  int32_t* slot = nullptr;         // the sequence's place in the cache
-  int32_t* committed = nullptr;    // positions below this are read from the region
-  int32_t* scratch = nullptr;      // slot its own entry goes to; -1 = the region, at its position
-  uint16_t* path = nullptr;        // [capacity, depth] scratch slots from the root to the row itself
-  int32_t* node_count = nullptr;   // [1] rows that are tree nodes, over all sequences
-  int32_t* node_row = nullptr;     // [capacity] the row of the j-th node
+  int32_t* slot = nullptr;        // the sequence's place in the cache
+  int32_t* committed = nullptr;   // positions below this are read from the region
+  int32_t* scratch = nullptr;     // slot its own entry goes to; -1 = the region, at its position
+  uint16_t* path = nullptr;       // [capacity, depth] scratch slots from the root to the row itself
+  int32_t* node_count = nullptr;  // [1] rows that are tree nodes, over all sequences
+  int32_t* node_row = nullptr;    // [capacity] the row of the j-th node
   int32_t* node_sequence = nullptr;  // [capacity] index of its sequence in the plan
   int32_t* node_index = nullptr;     // [capacity] its number in its tree
 };
@@ -98,10 +98,11 @@ struct RuleParams {
   int32_t pad = 0;
 };
 struct RuleView {
-  int sequences = 0, vocab = 0;   // vocab: real tokens; padded rows of the head are never chosen
-  RuleParams* params = nullptr;   // [sequences]
-  uint32_t* counts = nullptr;     // [sequences, vocab] bit 31: in the prompt; rest: times in the output
-  float* bias = nullptr;          // [sequences, vocab]
+  int sequences = 0, vocab = 0;  // vocab: real tokens; padded rows of the head are never chosen
+  RuleParams* params = nullptr;  // [sequences]
+  uint32_t* counts =
+      nullptr;            // [sequences, vocab] bit 31: in the prompt; rest: times in the output
+  float* bias = nullptr;  // [sequences, vocab]
 };
 
 /// The verifier's own choice at each node, in node order.
@@ -135,21 +136,21 @@ struct EmbedArgs {
 };
 struct RmsNormArgs {
   Live live;
-  Tensor x;              // [*, width] f32
-  const int32_t* pick;   // row of x for each live row; null = the row itself
-  const float* weight;   // [width]
+  Tensor x;             // [*, width] f32
+  const int32_t* pick;  // row of x for each live row; null = the row itself
+  const float* weight;  // [width]
   float eps;
-  Tensor out;            // [capacity, width] 16-bit
+  Tensor out;  // [capacity, width] 16-bit
 };
 /// int8 activations: q = round(x / scale) with scale = amax / 127 over each group of k, ties to
 /// even; a group of zeros has scale 0. `sum` holds the sum of q over each group.
 struct QuantizeArgs {
   Live live;
-  Tensor x;        // [capacity, k] 16-bit
-  int group;       // k per scale; k itself when per token
-  int8_t* q;       // [capacity, k]
-  float* scale;    // [capacity, k / group]
-  int32_t* sum;    // [capacity, k / group]
+  Tensor x;      // [capacity, k] 16-bit
+  int group;     // k per scale; k itself when per token
+  int8_t* q;     // [capacity, k]
+  float* scale;  // [capacity, k / group]
+  int32_t* sum;  // [capacity, k / group]
 };
 struct LinearArgs;
 /// Where in the backend a kernel runs: on a CPU, which share of the outputs; on CUDA, the stream.
@@ -162,54 +163,54 @@ using LinearKernelFn = void (*)(const LinearArgs&, Lane);
 /// y = x W^T (+ bias), or y += when `accumulate`.
 struct LinearArgs {
   Live live;
-  Tensor y;                // [capacity, n] f32
-  Tensor x;                // [capacity, k] 16-bit
-  QuantizeArgs x8;         // the quantized x when act is a8
+  Tensor y;         // [capacity, n] f32
+  Tensor x;         // [capacity, k] 16-bit
+  QuantizeArgs x8;  // the quantized x when act is a8
   Act act;
   PackedWeight weight;
   bool accumulate;
-  LinearKernelFn kernel;   // null: the generic path over the described format
+  LinearKernelFn kernel;  // null: the generic path over the described format
 };
 /// Splits qkv, normalizes q and k per head where asked, rotates them, and stores k and v.
 struct RopeAppendArgs {
   Live live;
-  Rows rows;             // already offset to the block
-  Tensor qkv;            // [capacity, (heads + 2 kv_heads) * head_dim] f32
-  const float* q_norm;   // [head_dim] or null
+  Rows rows;            // already offset to the block
+  Tensor qkv;           // [capacity, (heads + 2 kv_heads) * head_dim] f32
+  const float* q_norm;  // [head_dim] or null
   const float* k_norm;
   float eps;
-  const float* rope;     // [positions, head_dim / 2, 2] cos, sin; halves are rotated
+  const float* rope;  // [positions, head_dim / 2, 2] cos, sin; halves are rotated
   int heads;
   KVView kv;
   int layer;
-  Tensor q;              // [capacity, heads * head_dim] 16-bit
+  Tensor q;  // [capacity, heads * head_dim] 16-bit
 };
 /// Softmax attention by logical position: steps of kAttentionStep keys aligned to position; from
 /// the last boundary below `committed` on, keys are gathered along the row's own path.
 struct AttentionArgs {
   Live live;
-  Rows rows;             // already offset to the block
-  Tensor q;              // [capacity, heads * head_dim] 16-bit
+  Rows rows;  // already offset to the block
+  Tensor q;   // [capacity, heads * head_dim] 16-bit
   KVView kv;
   int layer, heads;
   float scale;
-  Tensor out;            // [capacity, heads * head_dim] 16-bit
+  Tensor out;  // [capacity, heads * head_dim] 16-bit
 };
 /// silu(gate) * up, gate first.
 struct GatedActArgs {
   Live live;
-  Tensor gate_up;        // [capacity, 2 * width] f32
-  Tensor out;            // [capacity, width] 16-bit
+  Tensor gate_up;  // [capacity, 2 * width] f32
+  Tensor out;      // [capacity, width] 16-bit
 };
 /// The one choice rule at each live node. `live` counts nodes; logits row j is node live.first + j.
 struct ChooseArgs {
   Live live;
-  Tensor logits;         // [capacity, head rows] f32
+  Tensor logits;  // [capacity, head rows] f32
   Plan plan;
   TreeView trees;
   Rows rows;
   RuleView rules;
-  ChoiceView out;        // indexed by node, over all sequences
+  ChoiceView out;  // indexed by node, over all sequences
 };
 /// log-softmax of the raw logits: of the choice itself and of the `top` likeliest tokens.
 struct LogprobArgs {
@@ -217,9 +218,9 @@ struct LogprobArgs {
   Tensor logits;
   ChoiceView choices;
   int vocab, top;
-  float* chosen;         // [nodes] indexed as choices
-  int32_t* top_token;    // [nodes, top]
-  float* top_logprob;    // [nodes, top]
+  float* chosen;       // [nodes] indexed as choices
+  int32_t* top_token;  // [nodes, top]
+  float* top_logprob;  // [nodes, top]
 };
 /// Walks each tree while the choice at a node is one of its children (the first of them).
 struct AcceptArgs {
@@ -228,10 +229,10 @@ struct AcceptArgs {
   Rows rows;
   ChoiceView choices;
   RuleView rules;
-  bool count;            // Level 0: what is emitted enters the rule's counts
-  RoundResult* result;   // [plan.capacity]
-  int32_t* path;         // [plan.capacity, kMaxEmitted] accepted nodes, the root first
-  int32_t* path_node;    // [plan.capacity, kMaxEmitted] the same as index over all nodes
+  bool count;           // Level 0: what is emitted enters the rule's counts
+  RoundResult* result;  // [plan.capacity]
+  int32_t* path;        // [plan.capacity, kMaxEmitted] accepted nodes, the root first
+  int32_t* path_node;   // [plan.capacity, kMaxEmitted] the same as index over all nodes
 };
 /// Copies each accepted path from scratch to the region: the root to root_position and so on.
 struct KeepArgs {

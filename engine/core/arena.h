@@ -53,7 +53,9 @@ class Arena {
     return base_ ? base_ + at : reinterpret_cast<void*>(at + 64);
   }
   template <class T>
-  T* take_array(size_t n) { return static_cast<T*>(take(n * sizeof(T))); }
+  T* take_array(size_t n) {
+    return static_cast<T*>(take(n * sizeof(T)));
+  }
   Tensor take_tensor(DType t, int64_t rows, int64_t cols) {
     Tensor out{nullptr, t, rows, cols};
     out.data = take(out.bytes());

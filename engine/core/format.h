@@ -39,9 +39,9 @@ SL_INLINE constexpr size_t described_scales(const FormatDesc& d, int n, int k) {
 struct PackedWeight {
   FormatDesc desc{};
   int n = 0, k = 0;
-  const void* data = nullptr;    // layout-specific bytes
-  size_t bytes = 0;              // of data; what one forward pass reads of it
-  const float* bias = nullptr;   // [n] or null
+  const void* data = nullptr;   // layout-specific bytes
+  size_t bytes = 0;             // of data; what one forward pass reads of it
+  const float* bias = nullptr;  // [n] or null
 };
 
 }  // namespace stepladder

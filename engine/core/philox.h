@@ -28,7 +28,8 @@ SL_INLINE Philox4 philox(Philox4 counter, uint64_t key) {
 
 /// The random word of (seed, position, token): counter {token/4, position, 0, 0}, lane token%4.
 SL_INLINE uint32_t noise_word(uint64_t seed, int32_t position, int32_t token) {
-  const Philox4 r = philox({{static_cast<uint32_t>(token) >> 2, static_cast<uint32_t>(position), 0, 0}}, seed);
+  const Philox4 r =
+      philox({{static_cast<uint32_t>(token) >> 2, static_cast<uint32_t>(position), 0, 0}}, seed);
   return r.x[token & 3];
 }
 

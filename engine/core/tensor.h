@@ -16,7 +16,9 @@ struct Tensor {
 
   size_t bytes() const { return static_cast<size_t>(rows * cols) * bits(dtype) / 8; }
   template <class T>
-  T* as() const { return static_cast<T*>(data); }
+  T* as() const {
+    return static_cast<T*>(data);
+  }
   /// The view of rows [first, first + count).
   Tensor slice(int64_t first, int64_t count) const {
     return {static_cast<std::byte*>(data) + first * cols * (bits(dtype) / 8), dtype, count, cols};

@@ -17,9 +17,9 @@ namespace stepladder {
 namespace {
 
 constexpr int kMostThreads = 1024;
-// A waiter spins, then yields its core between looks, then sleeps. It stays runnable for longer than
-// any gap inside a pass: two threads that slept between operators would be woken on one core and
-// stay there, at 0.1 ms an operator (27 ms instead of 6 for a pass of 240). Yielding keeps that
+// A waiter spins, then yields its core between looks, then sleeps. It stays runnable for longer
+// than any gap inside a pass: two threads that slept between operators would be woken on one core
+// and stay there, at 0.1 ms an operator (27 ms instead of 6 for a pass of 240). Yielding keeps that
 // first moment on a shared core short, until the kernel moves one of them to an idle core.
 constexpr std::chrono::microseconds kSpin{20}, kYield{2000};
 constexpr int kPausesPerLook = 32;  // pauses between two looks at the clock

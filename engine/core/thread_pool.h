@@ -1,5 +1,6 @@
-// A fixed set of workers that run one function together. Between two calls the workers stay awake for a
-// short while (2 ms) and then sleep, so that back-to-back operators start within a microsecond.
+// A fixed set of workers that run one function together. Between two calls the workers stay awake
+// for a short while (2 ms) and then sleep, so that back-to-back operators start within a
+// microsecond.
 #pragma once
 
 #include <memory>
@@ -22,8 +23,9 @@ class ThreadPool {
   /// worker is the default one (round to nearest, subnormals kept).
   template <class F>
   void run(F&& f) {
-    run_raw([](void* context, int part) { (*static_cast<std::remove_reference_t<F>*>(context))(part); },
-            const_cast<void*>(static_cast<const void*>(&f)));
+    run_raw(
+        [](void* context, int part) { (*static_cast<std::remove_reference_t<F>*>(context))(part); },
+        const_cast<void*>(static_cast<const void*>(&f)));
   }
 
  private:

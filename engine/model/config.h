@@ -16,21 +16,22 @@ struct Rope {
   double theta = 10000;
   enum class Type { plain, linear, llama3, yarn } type = Type::plain;
   double factor = 1, low_freq_factor = 1, high_freq_factor = 4;  // llama3
-  double beta_fast = 32, beta_slow = 1, attention_factor = 0, mscale = 0, mscale_all_dim = 0;  // yarn
-  bool truncate = true;  // yarn
+  double beta_fast = 32, beta_slow = 1, attention_factor = 0, mscale = 0,
+         mscale_all_dim = 0;  // yarn
+  bool truncate = true;       // yarn
   int original_positions = 0;
 };
 
 struct ModelConfig {
   std::string architecture;  // "LlamaForCausalLM", ...
   int layers = 0, width = 0, heads = 0, kv_heads = 0, head_dim = 0, ffn = 0;
-  int vocab = 0;  // rows of the embedding; padded rows may follow the tokenizer's own
-  int positions = 0;          // max_position_embeddings
-  int sliding_window = 0;     // 0 = none; caps the context
+  int vocab = 0;           // rows of the embedding; padded rows may follow the tokenizer's own
+  int positions = 0;       // max_position_embeddings
+  int sliding_window = 0;  // 0 = none; caps the context
   double eps = 1e-5;
   Rope rope;
   bool tied_head = false, qkv_bias = false, o_bias = false, mlp_bias = false, qk_norm = false;
-  DType dtype = DType::bf16;  // of activations and cache: the checkpoint's 16-bit type
+  DType dtype = DType::bf16;        // of activations and cache: the checkpoint's 16-bit type
   std::vector<int32_t> end_tokens;  // union of config.json and generation_config.json
   int bos = -1;
   std::vector<std::string> notes;

@@ -10,7 +10,9 @@ Buffer allocate_buffer(Backend& backend, size_t bytes) {
 }
 
 KVCache::KVCache(Backend& backend, const KVSpec& spec)
-    : spec_(spec), memory_(allocate_buffer(backend, backend.kv_bytes(spec))), slots_(spec.sequences) {
+    : spec_(spec),
+      memory_(allocate_buffer(backend, backend.kv_bytes(spec))),
+      slots_(spec.sequences) {
   for (auto& slot : slots_) slot.reserve(spec.positions);
 }
 

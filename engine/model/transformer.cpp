@@ -8,12 +8,12 @@ namespace {
 
 /// Activations of one block, in the order a layer uses them.
 struct Activations {
-  Tensor normed;     // [rows, width] 16-bit
-  Tensor qkv;        // [rows, (heads + 2 kv_heads) * head_dim] f32
-  Tensor q;          // [rows, heads * head_dim] 16-bit
-  Tensor attended;   // [rows, heads * head_dim] 16-bit
-  Tensor gate_up;    // [rows, 2 * ffn] f32
-  Tensor gated;      // [rows, ffn] 16-bit
+  Tensor normed;    // [rows, width] 16-bit
+  Tensor qkv;       // [rows, (heads + 2 kv_heads) * head_dim] f32
+  Tensor q;         // [rows, heads * head_dim] 16-bit
+  Tensor attended;  // [rows, heads * head_dim] 16-bit
+  Tensor gate_up;   // [rows, 2 * ffn] f32
+  Tensor gated;     // [rows, ffn] 16-bit
 
   Activations(const ModelConfig& c, int rows, Arena& arena) {
     normed = arena.take_tensor(c.dtype, rows, c.width);
@@ -27,7 +27,8 @@ struct Activations {
 
 }  // namespace
 
-void run_layers(Backend& backend, const Model& model, const Pass& pass, Tensor residual, Arena& arena) {
+void run_layers(Backend& backend, const Model& model, const Pass& pass, Tensor residual,
+                Arena& arena) {
   const ModelConfig& c = model.config();
   const Live live = pass.live;
   const float eps = static_cast<float>(c.eps);
@@ -43,8 +44,8 @@ void run_layers(Backend& backend, const Model& model, const Pass& pass, Tensor r
     const Layer& layer = model.layers()[i];
     backend.rms_norm({live, residual, nullptr, layer.attention_norm, eps, a.normed});
     apply(layer.qkv, a.qkv, a.normed, false);
-    backend.rope_append({live, pass.rows, a.qkv, layer.q_norm, layer.k_norm, eps, model.rope(), c.heads,
-                         pass.kv, i, a.q});
+    backend.rope_append({live, pass.rows, a.qkv, layer.q_norm, layer.k_norm, eps, model.rope(),
+                         c.heads, pass.kv, i, a.q});
     backend.attention({live, pass.rows, a.q, pass.kv, i, c.heads, scale, a.attended});
     apply(layer.o, residual, a.attended, true);
     backend.rms_norm({live, residual, nullptr, layer.ffn_norm, eps, a.normed});
@@ -54,8 +55,8 @@ void run_layers(Backend& backend, const Model& model, const Pass& pass, Tensor r
   }
 }
 
-void run_head(Backend& backend, const Model& model, Live live, Tensor residual, const int32_t* pick, Act act,
-              Tensor logits, Arena& arena) {
+void run_head(Backend& backend, const Model& model, Live live, Tensor residual, const int32_t* pick,
+              Act act, Tensor logits, Arena& arena) {
   const ModelConfig& c = model.config();
   Arena::Scope scope(arena);
   Tensor normed = arena.take_tensor(c.dtype, live.capacity, c.width);

@@ -9,8 +9,8 @@ namespace stepladder {
 
 /// A block of rows on its way through the layers.
 struct Pass {
-  Live live;        // of the rows
-  Rows rows;        // offset to the block's first row
+  Live live;  // of the rows
+  Rows rows;  // offset to the block's first row
   KVView kv;
   Act act = Act::a16;
 };
@@ -21,7 +21,8 @@ void run_layers(Backend&, const Model&, const Pass&, Tensor residual, Arena&);
 
 /// Final norm and lm_head over a block of picked rows: logits [capacity, vocab rows] f32.
 /// `live` counts nodes; pick[j] is the row of `residual` of node live.first + j.
-void run_head(Backend&, const Model&, Live live, Tensor residual, const int32_t* pick, Act, Tensor logits, Arena&);
+void run_head(Backend&, const Model&, Live live, Tensor residual, const int32_t* pick, Act,
+              Tensor logits, Arena&);
 
 /// The bytes of arena that either needs for blocks of `rows` rows.
 size_t pass_scratch_bytes(const Model&, int rows);

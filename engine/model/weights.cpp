@@ -28,8 +28,10 @@ Act act_of(const Linear& linear, Act wanted) {
   return wanted == Act::a16 ? Act::a8 : Act::a16;
 }
 
-CanonicalWeight Model::read_linear(const Checkpoint& checkpoint, const std::vector<std::string>& prefixes,
-                                   const std::vector<int>& n, int k, const std::string& cast) const {
+CanonicalWeight Model::read_linear(const Checkpoint& checkpoint,
+                                   const std::vector<std::string>& prefixes,
+                                   const std::vector<int>& n, int k,
+                                   const std::string& cast) const {
   CanonicalWeight whole;
   for (size_t i = 0; i < prefixes.size(); ++i) {
     const WeightFormat& format = format_of(checkpoint, prefixes[i]);
@@ -46,16 +48,17 @@ CanonicalWeight Model::read_linear(const Checkpoint& checkpoint, const std::vect
       // A quantizer may write all-zero biases that the model does not have; anything else is a lie.
       if (checkpoint.find(bias)) {
         const auto values = checkpoint.load_floats(bias, shape);
-        check(std::all_of(values.begin(), values.end(), [](float x) { return x == 0; }), Code::model_format,
-              checkpoint.where(), ": tensor ", bias, " is not zero, but ", config_.architecture,
-              " with this config.json has no bias there");
+        check(std::all_of(values.begin(), values.end(), [](float x) { return x == 0; }),
+              Code::model_format, checkpoint.where(), ": tensor ", bias, " is not zero, but ",
+              config_.architecture, " with this config.json has no bias there");
       }
     }
     if (i == 0) {
       whole = std::move(part);
     } else {
       check(whole.desc.code == part.desc.code && whole.desc.group == part.desc.group &&
-                whole.desc.scale == part.desc.scale && std::string_view(whole.desc.name) == part.desc.name,
+                whole.desc.scale == part.desc.scale &&
+                std::string_view(whole.desc.name) == part.desc.name,
             Code::unsupported, checkpoint.where(), ": ", prefixes[0], " and ", prefixes[i],
             " are stored in different formats; layers that run fused must share one");
       whole.append(part);
@@ -77,7 +80,8 @@ Model::Model(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& 
     : config_(config), shared_(std::move(shared)), layers_(config.layers) {
   const auto& c = config_;
   if (shared_) {
-    check(shared_->rope_positions_ >= options.positions, Code::internal, "shared rope table is too short");
+    check(shared_->rope_positions_ >= options.positions, Code::internal,
+          "shared rope table is too short");
     embedding_ = shared_->embedding_, final_norm_ = shared_->final_norm_, rope_ = shared_->rope_;
     rope_positions_ = shared_->rope_positions_;
     for (int i = 0; i < c.layers; ++i) {
@@ -93,23 +97,28 @@ Model::Model(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& 
   const int q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
   for (int i = 0; i < c.layers; ++i) {
     const std::string p = layer_prefix(i), a = p + "self_attn.", m = p + "mlp.";
-    slots.push_back({&layers_[i].qkv, {a + "q_proj", a + "k_proj", a + "v_proj"}, {q, kv, kv}, c.width});
+    slots.push_back(
+        {&layers_[i].qkv, {a + "q_proj", a + "k_proj", a + "v_proj"}, {q, kv, kv}, c.width});
     slots.push_back({&layers_[i].o, {a + "o_proj"}, {c.width}, q});
-    slots.push_back({&layers_[i].gate_up, {m + "gate_proj", m + "up_proj"}, {c.ffn, c.ffn}, c.width});
+    slots.push_back(
+        {&layers_[i].gate_up, {m + "gate_proj", m + "up_proj"}, {c.ffn, c.ffn}, c.width});
     slots.push_back({&layers_[i].down, {m + "down_proj"}, {c.width}, c.ffn});
   }
-  const bool tied = c.tied_head && !checkpoint.find("lm_head.weight") && !checkpoint.find("lm_head.weight_packed") &&
+  const bool tied = c.tied_head && !checkpoint.find("lm_head.weight") &&
+                    !checkpoint.find("lm_head.weight_packed") &&
                     !checkpoint.find("lm_head.qweight");
   slots.push_back({&head_, {tied ? "model.embed_tokens" : "lm_head"}, {c.vocab}, c.width, true});
 
   const auto build = [&](const Slot& slot, CanonicalWeight& weight) {
-    weight = read_linear(checkpoint, slot.prefixes, slot.n, slot.k, slot.head ? options.head : options.cast);
+    weight = read_linear(checkpoint, slot.prefixes, slot.n, slot.k,
+                         slot.head ? options.head : options.cast);
     std::vector<Act> acts = {format_named(weight.desc.name).acts[0]};
     if (options.also_a8 && !slot.head && acts[0] != Act::a8) {
       const auto& can = format_named(weight.desc.name).acts;
-      check(std::find(can.begin(), can.end(), Act::a8) != can.end(), Code::unsupported, "switch:a8: ",
-            slot.prefixes[0], " is stored as ", weight.desc.name,
-            ", which has no int8-activation mode; it needs w4a16 weights (stepladder quantize --format w4a16)");
+      check(std::find(can.begin(), can.end(), Act::a8) != can.end(), Code::unsupported,
+            "switch:a8: ", slot.prefixes[0], " is stored as ", weight.desc.name,
+            ", which has no int8-activation mode; it needs w4a16 weights (stepladder quantize "
+            "--format w4a16)");
       acts.push_back(Act::a8);
     }
     return Linear(backend, weight, acts, options.generic);
@@ -121,8 +130,10 @@ Model::Model(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& 
   std::vector<size_t> sizes;
   size_t total = 0;
   for (const Slot& slot : slots) {
-    std::string kind = std::to_string(slot.n[0]) + "x" + std::to_string(slot.k) + (slot.head ? "h" : "");
-    for (const auto& prefix : slot.prefixes) kind += std::string("/") + format_of(checkpoint, prefix).name;
+    std::string kind =
+        std::to_string(slot.n[0]) + "x" + std::to_string(slot.k) + (slot.head ? "h" : "");
+    for (const auto& prefix : slot.prefixes)
+      kind += std::string("/") + format_of(checkpoint, prefix).name;
     auto [at, fresh] = kinds.try_emplace(kind + "/" + std::to_string(slot.prefixes.size()), 0);
     if (fresh) {
       CanonicalWeight weight;
@@ -140,12 +151,14 @@ Model::Model(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& 
     CanonicalWeight weight;
     Linear linear = build(slots[i], weight);
     check(round_up(linear.bytes(), 64) == sizes[i], Code::model_format, checkpoint.where(), ": ",
-          slots[i].prefixes[0], " is stored with other groups or scales than the same matrix of earlier layers");
+          slots[i].prefixes[0],
+          " is stored with other groups or scales than the same matrix of earlier layers");
     linear.upload(backend, weight, memory_.data() + at);
     *slots[i].linear = std::move(linear);
     at += sizes[i];
     if (options.progress)
-      check(options.progress(at, total), Code::cancelled, "loading ", checkpoint.where(), " was cancelled");
+      check(options.progress(at, total), Code::cancelled, "loading ", checkpoint.where(),
+            " was cancelled");
   }
   backend.wait();
   default_act_ = format_named(layers_[0].qkv.desc().name).acts[0];
@@ -154,9 +167,11 @@ Model::Model(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& 
 void Model::load_shared(Backend& backend, const Checkpoint& checkpoint, int positions) {
   const auto& c = config_;
   const int half = c.head_dim / 2;
-  const size_t norms = static_cast<size_t>(c.layers) * (2 * c.width + (c.qk_norm ? 2 * c.head_dim : 0)) + c.width;
+  const size_t norms =
+      static_cast<size_t>(c.layers) * (2 * c.width + (c.qk_norm ? 2 * c.head_dim : 0)) + c.width;
   const size_t table = size_t(c.vocab) * c.width * 2;
-  const size_t total = round_up(table, 64) + norms * 4 + (4 * c.layers + 1) * 64 + size_t(positions) * half * 8 + 128;
+  const size_t total = round_up(table, 64) + norms * 4 + (4 * c.layers + 1) * 64 +
+                       size_t(positions) * half * 8 + 128;
   shared_memory_ = Buffer(backend.allocate(total), total,
                           [&backend](void* p, size_t n) { backend.release(p, n); });
   Arena arena(shared_memory_.data(), total);
@@ -180,7 +195,8 @@ void Model::load_shared(Backend& backend, const Checkpoint& checkpoint, int posi
     const int64_t shape[] = {width};
     const auto values = checkpoint.load_floats(name, shape);
     for (float x : values)
-      check(std::isfinite(x), Code::model_format, checkpoint.where(), ": tensor ", name, " holds a value that is not finite");
+      check(std::isfinite(x), Code::model_format, checkpoint.where(), ": tensor ", name,
+            " holds a value that is not finite");
     float* out = arena.take_array<float>(width);
     backend.upload(out, values.data(), values.size() * 4);
     return out;
@@ -212,7 +228,8 @@ void Model::load_shared(Backend& backend, const Checkpoint& checkpoint, int posi
 size_t Model::pass_bytes(Act act) const {
   size_t bytes = head_.pass_bytes(act_of(head_, act));
   for (const Layer& layer : layers_)
-    for (const Linear* l : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) bytes += l->pass_bytes(act_of(*l, act));
+    for (const Linear* l : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+      bytes += l->pass_bytes(act_of(*l, act));
   return bytes;
 }
 
@@ -221,17 +238,20 @@ size_t Model::scratch_bytes(int rows) const {
   const auto take = [&](const Linear& l) {
     if (!l.runs(Act::a8)) return;
     const int groups = l.desc().group ? l.k() / l.desc().group : 1;
-    most = std::max(most, round_up(size_t(rows) * l.k(), 64) + 2 * round_up(size_t(rows) * groups * 4, 64));
+    most = std::max(
+        most, round_up(size_t(rows) * l.k(), 64) + 2 * round_up(size_t(rows) * groups * 4, 64));
   };
   take(head_);
-  for (const Linear* l : {&layers_[0].qkv, &layers_[0].o, &layers_[0].gate_up, &layers_[0].down}) take(*l);
+  for (const Linear* l : {&layers_[0].qkv, &layers_[0].o, &layers_[0].gate_up, &layers_[0].down})
+    take(*l);
   return most + 256;
 }
 
 int64_t Model::parameters() const {
   int64_t n = int64_t(config_.vocab) * config_.width * (config_.tied_head ? 1 : 2);
   for (const Layer& layer : layers_)
-    for (const Linear* l : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) n += int64_t(l->n()) * l->k();
+    for (const Linear* l : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+      n += int64_t(l->n()) * l->k();
   return n;
 }
 

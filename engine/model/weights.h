@@ -21,11 +21,11 @@ struct Layer {
 };
 
 struct ModelOptions {
-  std::string cast;            // a format's name: cast the body to it; "" = as stored
-  std::string head;            // the same for lm_head
-  bool also_a8 = false;        // the body must run with int8 activations too
-  bool generic = false;        // described path only; the oracle in tests
-  int positions = 0;           // rows of the rope table
+  std::string cast;      // a format's name: cast the body to it; "" = as stored
+  std::string head;      // the same for lm_head
+  bool also_a8 = false;  // the body must run with int8 activations too
+  bool generic = false;  // described path only; the oracle in tests
+  int positions = 0;     // rows of the rope table
   /// Bytes packed so far and in all; false aborts with Error(cancelled).
   std::function<bool(size_t done, size_t total)> progress;
 };
@@ -41,7 +41,7 @@ class Model {
   const ModelConfig& config() const { return config_; }
   const std::vector<Layer>& layers() const { return layers_; }
   const Linear& head() const { return head_; }
-  Tensor embedding() const { return embedding_; }         // [vocab, width] 16-bit
+  Tensor embedding() const { return embedding_; }          // [vocab, width] 16-bit
   const float* final_norm() const { return final_norm_; }  // [width]
   const float* rope() const { return rope_; }              // [positions, head_dim / 2, 2]
   int rope_positions() const { return rope_positions_; }

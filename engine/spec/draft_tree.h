@@ -14,8 +14,11 @@ namespace stepladder {
 /// arrays; one that works on the backend sets `made` instead and leaves count as an upper bound.
 struct DraftTrees {
   DraftTrees(int sequences, int capacity)
-      : capacity(capacity), count(sequences), token(size_t(sequences) * capacity),
-        parent(size_t(sequences) * capacity), score(size_t(sequences) * capacity) {}
+      : capacity(capacity),
+        count(sequences),
+        token(size_t(sequences) * capacity),
+        parent(size_t(sequences) * capacity),
+        score(size_t(sequences) * capacity) {}
 
   int capacity;  // nodes of the largest tree, root included
   std::vector<int32_t> count, token, parent;

@@ -20,32 +20,47 @@ int bucket(int n, int block) {
 /// The same table from row `first` on.
 Rows offset(Rows rows, int first) {
   rows.capacity -= first;
-  rows.token += first, rows.position += first, rows.slot += first, rows.committed += first, rows.scratch += first;
+  rows.token += first, rows.position += first, rows.slot += first, rows.committed += first,
+      rows.scratch += first;
   rows.path += size_t(first) * rows.depth;
   return rows;
 }
 
 }  // namespace
 
-std::shared_ptr<KVCache> make_cache(Backend& backend, const Model& model, int context, int tree_capacity,
-                                    int sequences) {
+std::shared_ptr<KVCache> make_cache(Backend& backend, const Model& model, int context,
+                                    int tree_capacity, int sequences) {
   const ModelConfig& c = model.config();
   return std::make_shared<KVCache>(
-      backend, KVSpec{c.layers, c.kv_heads, c.head_dim, round_up(context, kAttentionStep), tree_capacity, sequences, c.dtype});
+      backend, KVSpec{c.layers, c.kv_heads, c.head_dim, round_up(context, kAttentionStep),
+                      tree_capacity, sequences, c.dtype});
 }
 
-ModelVerifier::ModelVerifier(Backend& backend, std::shared_ptr<const Model> model, std::shared_ptr<KVCache> cache,
-                             std::shared_ptr<RuleTable> rules, const VerifierOptions& options)
-    : backend_(backend), model_(std::move(model)), cache_(std::move(cache)), rules_(std::move(rules)),
-      options_(options), sequences_(cache_->spec().sequences), usable_(sequences_), missing_(sequences_),
+ModelVerifier::ModelVerifier(Backend& backend, std::shared_ptr<const Model> model,
+                             std::shared_ptr<KVCache> cache, std::shared_ptr<RuleTable> rules,
+                             const VerifierOptions& options)
+    : backend_(backend),
+      model_(std::move(model)),
+      cache_(std::move(cache)),
+      rules_(std::move(rules)),
+      options_(options),
+      sequences_(cache_->spec().sequences),
+      usable_(sequences_),
+      missing_(sequences_),
       results_(sequences_) {
-  check(options_.tree_capacity <= cache_->spec().scratch, Code::internal, "a tree of ", options_.tree_capacity,
-        " nodes for a cache with ", cache_->spec().scratch, " scratch slots");
-  check(options_.context <= cache_->spec().positions && options_.context <= model_->rope_positions(), Code::internal,
-        "a context of ", options_.context, " for a cache of ", cache_->spec().positions, " positions");
+  check(options_.tree_capacity <= cache_->spec().scratch, Code::internal, "a tree of ",
+        options_.tree_capacity, " nodes for a cache with ", cache_->spec().scratch,
+        " scratch slots");
+  check(
+      options_.context <= cache_->spec().positions && options_.context <= model_->rope_positions(),
+      Code::internal, "a context of ", options_.context, " for a cache of ",
+      cache_->spec().positions, " positions");
   max_nodes_ = sequences_ * options_.tree_capacity;
-  max_rows_ = round_up(std::max(options_.block, sequences_ * (options_.tree_capacity + options_.catch_up)), options_.block);
-  token_capacity_ = std::max<size_t>(options_.block, size_t(sequences_) * options_.catch_up) + size_t(sequences_) * options_.tree_capacity;
+  max_rows_ =
+      round_up(std::max(options_.block, sequences_ * (options_.tree_capacity + options_.catch_up)),
+               options_.block);
+  token_capacity_ = std::max<size_t>(options_.block, size_t(sequences_) * options_.catch_up) +
+                    size_t(sequences_) * options_.tree_capacity;
 
   Arena measure;
   lay_out(t_, measure);
@@ -56,11 +71,14 @@ ModelVerifier::ModelVerifier(Backend& backend, std::shared_ptr<const Model> mode
   scratch_ = Arena(memory_.data() + tables, scratch);
 
   image_.resize(t_.up_bytes / 4);
-  const auto at = [&](const void* p) { return image_.data() + (static_cast<const int32_t*>(p) - t_.up); };
+  const auto at = [&](const void* p) {
+    return image_.data() + (static_cast<const int32_t*>(p) - t_.up);
+  };
   image_count_ = at(t_.plan.count);
   image_entries_ = reinterpret_cast<PlanEntry*>(at(t_.plan.entries));
   image_tokens_ = at(t_.plan.tokens);
-  image_tree_count_ = at(t_.trees.count), image_tree_token_ = at(t_.trees.token), image_tree_parent_ = at(t_.trees.parent);
+  image_tree_count_ = at(t_.trees.count), image_tree_token_ = at(t_.trees.token),
+  image_tree_parent_ = at(t_.trees.parent);
   if (options_.logprobs > 0) {
     host_path_node_.resize(size_t(sequences_) * kMaxEmitted);
     host_chosen_.resize(max_nodes_);
@@ -88,22 +106,33 @@ int ModelVerifier::node_block() const { return std::min(64, max_nodes_); }
 void ModelVerifier::lay_out(Tables& t, Arena& arena) {
   const int B = sequences_, C = options_.tree_capacity, R = max_rows_, N = max_nodes_;
   // Uploaded part: one piece, so that one copy carries it.
-  const size_t words = 16 + size_t(B) * sizeof(PlanEntry) / 4 + token_capacity_ + B + 2 * size_t(B) * C;
+  const size_t words =
+      16 + size_t(B) * sizeof(PlanEntry) / 4 + token_capacity_ + B + 2 * size_t(B) * C;
   t.up = arena.take_array<int32_t>(words);
   t.up_bytes = words * 4;
   int32_t* p = t.up;
   const auto piece = [&](size_t n) { return std::exchange(p, p + n); };
   const int32_t* count = piece(16);
-  const auto* entries = reinterpret_cast<const PlanEntry*>(piece(size_t(B) * sizeof(PlanEntry) / 4));
+  const auto* entries =
+      reinterpret_cast<const PlanEntry*>(piece(size_t(B) * sizeof(PlanEntry) / 4));
   t.plan = {B, count, entries, piece(token_capacity_)};
   int32_t* tree_count = piece(B);
   int32_t* tree_token = piece(size_t(B) * C);
   t.trees = {B, C, tree_count, tree_token, piece(size_t(B) * C)};
 
-  t.rows = {R, C, arena.take_array<int32_t>(1), arena.take_array<int32_t>(R), arena.take_array<int32_t>(R),
-            arena.take_array<int32_t>(R), arena.take_array<int32_t>(R), arena.take_array<int32_t>(R),
-            arena.take_array<uint16_t>(size_t(R) * C), arena.take_array<int32_t>(1), arena.take_array<int32_t>(R),
-            arena.take_array<int32_t>(R), arena.take_array<int32_t>(R)};
+  t.rows = {R,
+            C,
+            arena.take_array<int32_t>(1),
+            arena.take_array<int32_t>(R),
+            arena.take_array<int32_t>(R),
+            arena.take_array<int32_t>(R),
+            arena.take_array<int32_t>(R),
+            arena.take_array<int32_t>(R),
+            arena.take_array<uint16_t>(size_t(R) * C),
+            arena.take_array<int32_t>(1),
+            arena.take_array<int32_t>(R),
+            arena.take_array<int32_t>(R),
+            arena.take_array<int32_t>(R)};
   t.choices = {arena.take_array<int32_t>(N), arena.take_array<float>(N)};
   t.results = arena.take_array<RoundResult>(B);
   t.path = arena.take_array<int32_t>(size_t(B) * kMaxEmitted);
@@ -119,16 +148,20 @@ void ModelVerifier::lay_out(Tables& t, Arena& arena) {
 
 void ModelVerifier::sync(Batch batch) {
   for (const Sequence* s : batch)
-    usable_[s->slot] = std::min(cache_->usable(s->slot, s->tokens, options_.level), static_cast<int>(s->tokens.size()) - 1);
+    usable_[s->slot] = std::min(cache_->usable(s->slot, s->tokens, options_.level),
+                                static_cast<int>(s->tokens.size()) - 1);
 }
 
 int ModelVerifier::lacking(const Sequence& s) const {
   return static_cast<int>(s.tokens.size()) - 1 - usable_[s.slot];
 }
 
-int ModelVerifier::room(const Sequence& s) const { return options_.context - static_cast<int>(s.tokens.size()) + 1; }
+int ModelVerifier::room(const Sequence& s) const {
+  return options_.context - static_cast<int>(s.tokens.size()) + 1;
+}
 
-std::pair<int, int> ModelVerifier::plan(Batch batch, const DraftTrees* trees, std::span<const int> missing) {
+std::pair<int, int> ModelVerifier::plan(Batch batch, const DraftTrees* trees,
+                                        std::span<const int> missing) {
   int tokens = 0, rows = 0, nodes = 0;
   *image_count_ = static_cast<int32_t>(batch.size());
   for (size_t i = 0; i < batch.size(); ++i) {
@@ -145,7 +178,8 @@ std::pair<int, int> ModelVerifier::plan(Batch batch, const DraftTrees* trees, st
     }
     e.first_tentative = tokens;
     e.tentative = static_cast<int32_t>(s.tokens.size() - s.committed);
-    check(e.tentative <= options_.tree_capacity, Code::internal, "a level guessed ", e.tentative, " tokens ahead");
+    check(e.tentative <= options_.tree_capacity, Code::internal, "a level guessed ", e.tentative,
+          " tokens ahead");
     std::copy_n(s.tokens.data() + s.committed, e.tentative, image_tokens_ + tokens);
     tokens += e.tentative;
     if (!trees->made.token) {
@@ -173,12 +207,15 @@ void ModelVerifier::queue_round(int rows, int nodes, TreeView trees) {
     const int n = std::min(node_block(), nodes - first);
     const Live live{t.rows.node_count, first, n};
     const Tensor logits = t.logits.slice(0, n);
-    run_head(backend_, *model_, live, t.residual, t.rows.node_row + first, options_.act, logits, scratch_);
+    run_head(backend_, *model_, live, t.residual, t.rows.node_row + first, options_.act, logits,
+             scratch_);
     backend_.choose({live, logits, t.plan, trees, t.rows, rules_->view(), t.choices});
     if (ask_ >= 0)
-      backend_.logprobs({live, logits, t.choices, options_.vocab, ask_, t.chosen, t.top_token, t.top_logprob});
+      backend_.logprobs(
+          {live, logits, t.choices, options_.vocab, ask_, t.chosen, t.top_token, t.top_logprob});
   }
-  backend_.accept({t.plan, trees, t.rows, t.choices, rules_->view(), options_.level == 0, t.results, t.path, t.path_node});
+  backend_.accept({t.plan, trees, t.rows, t.choices, rules_->view(), options_.level == 0, t.results,
+                   t.path, t.path_node});
   backend_.keep({t.plan, cache_->view(), t.results, t.path});
 }
 
@@ -189,9 +226,11 @@ void ModelVerifier::run(int rows, int nodes, TreeView trees) {
 }
 
 Recording& ModelVerifier::recording(int row_bucket, int node_bucket, TreeView trees) {
-  auto& found = recordings_[{row_bucket, node_bucket, ask_, reinterpret_cast<int64_t>(trees.token)}];
+  auto& found =
+      recordings_[{row_bucket, node_bucket, ask_, reinterpret_cast<int64_t>(trees.token)}];
   if (!found)
-    found = backend_.record([this, row_bucket, node_bucket, trees] { queue_round(row_bucket, node_bucket, trees); });
+    found = backend_.record(
+        [this, row_bucket, node_bucket, trees] { queue_round(row_bucket, node_bucket, trees); });
   return *found;
 }
 
@@ -221,8 +260,9 @@ void ModelVerifier::read(Batch batch, int rows) {
 void ModelVerifier::verify(Batch batch, const DraftTrees& trees, std::span<RoundResult> out) {
   for (size_t i = 0; i < batch.size(); ++i) {
     missing_[i] = lacking(*batch[i]);
-    check(missing_[i] <= options_.catch_up && room(*batch[i]) >= 1, Code::internal, "a round for a sequence that lacks ",
-          missing_[i], " entries and has room for ", room(*batch[i]));
+    check(missing_[i] <= options_.catch_up && room(*batch[i]) >= 1, Code::internal,
+          "a round for a sequence that lacks ", missing_[i], " entries and has room for ",
+          room(*batch[i]));
   }
   const auto [rows, nodes] = plan(batch, &trees, std::span(missing_).first(batch.size()));
   run(rows, nodes, trees.made.token ? trees.made : t_.trees);
@@ -239,7 +279,8 @@ void ModelVerifier::verify(Batch batch, const DraftTrees& trees, std::span<Round
     const int root = static_cast<int>(s.tokens.size()) - 1;
     note_catch_up(s, usable_[s.slot], missing_[i]);
     cache_->write(s.slot, root, s.tokens[root], options_.level);
-    for (int d = 1; d < out[i].emitted; ++d) cache_->write(s.slot, root + d, out[i].token[d - 1], options_.level);
+    for (int d = 1; d < out[i].emitted; ++d)
+      cache_->write(s.slot, root + d, out[i].token[d - 1], options_.level);
     usable_[s.slot] = root;
   }
 }
@@ -256,7 +297,8 @@ TokenLogprobs ModelVerifier::logprobs(int i, int k) const {
   const int node = host_path_node_[size_t(i) * kMaxEmitted + k];
   TokenLogprobs out{host_chosen_[node], {}};
   for (int j = 0; j < wanted_; ++j)
-    out.top.emplace_back(host_top_token_[size_t(node) * ask_ + j], host_top_logprob_[size_t(node) * ask_ + j]);
+    out.top.emplace_back(host_top_token_[size_t(node) * ask_ + j],
+                         host_top_logprob_[size_t(node) * ask_ + j]);
   return out;
 }
 

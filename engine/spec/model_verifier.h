@@ -28,12 +28,13 @@ struct VerifierOptions {
 };
 
 /// A cache for `model` that verifiers with these options can share.
-std::shared_ptr<KVCache> make_cache(Backend&, const Model&, int context, int tree_capacity, int sequences);
+std::shared_ptr<KVCache> make_cache(Backend&, const Model&, int context, int tree_capacity,
+                                    int sequences);
 
 class ModelVerifier final : public Verifier {
  public:
-  ModelVerifier(Backend&, std::shared_ptr<const Model>, std::shared_ptr<KVCache>, std::shared_ptr<RuleTable>,
-                const VerifierOptions&);
+  ModelVerifier(Backend&, std::shared_ptr<const Model>, std::shared_ptr<KVCache>,
+                std::shared_ptr<RuleTable>, const VerifierOptions&);
 
   void sync(Batch) override;
   int lacking(const Sequence&) const override;
@@ -99,10 +100,11 @@ class ModelVerifier final : public Verifier {
   int32_t *image_tokens_ = nullptr, *image_tree_count_ = nullptr, *image_tree_token_ = nullptr,
           *image_tree_parent_ = nullptr;
   size_t token_capacity_ = 0;
-  std::vector<int> usable_;     // [slot] entries this level may use, as of the last sync
-  std::vector<int> missing_;    // [batch] of the round being planned
+  std::vector<int> usable_;   // [slot] entries this level may use, as of the last sync
+  std::vector<int> missing_;  // [batch] of the round being planned
   std::vector<RoundResult> results_;
-  int ask_ = -1, wanted_ = -1;  // likeliest tokens a round computes, and how many of them were asked for
+  int ask_ = -1,
+      wanted_ = -1;  // likeliest tokens a round computes, and how many of them were asked for
   std::vector<int32_t> host_path_node_, host_top_token_;
   std::vector<float> host_chosen_, host_top_logprob_;
   using Shape = std::array<int64_t, 4>;  // rows, nodes, logprobs, where the trees are

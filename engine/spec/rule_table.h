@@ -28,7 +28,7 @@ class RuleTable {
   RuleView view_;
   int32_t* staging_ = nullptr;  // [context] backend memory
   int context_;
-  std::vector<float> bias_;     // host copy of one row
+  std::vector<float> bias_;  // host copy of one row
 };
 
 }  // namespace stepladder

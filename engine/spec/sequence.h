@@ -12,9 +12,9 @@ namespace stepladder {
 /// One sequence as a level sees it: its tokens so far, prompt included. The last token is the
 /// root of the next round; its cache entry does not exist yet.
 struct Sequence {
-  int slot = 0;               // its place in every cache and in the rule table
+  int slot = 0;  // its place in every cache and in the rule table
   std::vector<Token> tokens;
-  size_t committed = 0;       // tokens[0, committed) came from the prompt or the target
+  size_t committed = 0;  // tokens[0, committed) came from the prompt or the target
 };
 using Batch = std::span<Sequence* const>;
 

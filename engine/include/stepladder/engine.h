@@ -1,9 +1,9 @@
 // The public C++ API: load a model with any list of draft levels, submit token prompts, take
 // tokens. Text never enters here: tokenization, templates and stop strings belong to the caller.
 //
-//   auto engine = stepladder::Engine::load("models/SmolLM2", {.draft = stepladder::parse_draft("cast:int8,lookup")});
-//   auto stream = engine->submit({.prompt = {1, 2, 3}, .max_tokens = 64});
-//   for (stepladder::Chunk chunk; stream->next(chunk);) use(chunk.tokens);
+//   auto engine = stepladder::Engine::load("models/SmolLM2", {.draft =
+//   stepladder::parse_draft("cast:int8,lookup")}); auto stream = engine->submit({.prompt = {1, 2,
+//   3}, .max_tokens = 64}); for (stepladder::Chunk chunk; stream->next(chunk);) use(chunk.tokens);
 #pragma once
 
 #include <cstdint>
@@ -45,8 +45,8 @@ struct Options {
   int max_sequences = 1;  // served side by side; further requests queue
   int threads = 0;        // 0 = the machine's cores
   std::string device = "cpu";
-  std::string isa;        // "" = best; "portable", "avx2", "avx512"
-  std::string head;       // the target's lm_head format; "" = as stored
+  std::string isa;   // "" = best; "portable", "avx2", "avx512"
+  std::string head;  // the target's lm_head format; "" = as stored
   /// Called while loading with done and total bytes; returning false aborts with Error(cancelled).
   std::function<bool(size_t done, size_t total)> progress;
 };
@@ -56,8 +56,8 @@ struct Sampling {
   float top_p = 1, min_p = 0;
   int top_k = 0;  // 0 = all
   uint64_t seed = 0;
-  float repetition_penalty = 1;                        // over prompt and output
-  float frequency_penalty = 0, presence_penalty = 0;   // over the output
+  float repetition_penalty = 1;                       // over prompt and output
+  float frequency_penalty = 0, presence_penalty = 0;  // over the output
   std::vector<std::pair<Token, float>> logit_bias;
 };
 
@@ -81,7 +81,7 @@ struct TokenLogprobs {
 /// What one round gave. The last chunk carries finish and may be empty.
 struct Chunk {
   std::vector<Token> tokens;
-  std::vector<float> logits;  // raw logit of each token
+  std::vector<float> logits;            // raw logit of each token
   std::vector<TokenLogprobs> logprobs;  // when asked for
   Finish finish = Finish::none;
   Token stop_token = -1;  // the end token that finished it; not among tokens
@@ -101,7 +101,9 @@ struct Stats {
   double first_token_ms = 0, decode_ms = 0;  // decode: from the first token to the last
   uint64_t seed = 0;
   std::vector<LevelStats> levels;
-  double tokens_per_second() const { return decode_ms > 0 ? double(tokens - 1) * 1e3 / decode_ms : 0; }
+  double tokens_per_second() const {
+    return decode_ms > 0 ? double(tokens - 1) * 1e3 / decode_ms : 0;
+  }
 };
 
 /// A running request. next() and cancel() may be called from different threads.
@@ -145,7 +147,8 @@ class Engine {
   virtual const Info& info() const = 0;
   /// Milliseconds one pass of the target takes to check a tree of each of `rows` nodes behind
   /// `context` tokens: the median of `repeats`. Waits until no request runs, and holds up new ones.
-  virtual std::vector<double> verify_ms(const std::vector<int>& rows, int context = 64, int repeats = 9) = 0;
+  virtual std::vector<double> verify_ms(const std::vector<int>& rows, int context = 64,
+                                        int repeats = 9) = 0;
 };
 
 /// What can be told of a checkpoint without loading its weights.

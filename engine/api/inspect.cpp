@@ -1,5 +1,6 @@
 // What can be told of a checkpoint from its headers and config alone.
 #include "api/plan.h"
+#include "backends/backend.h"
 #include "core/error.h"
 
 namespace stepladder {
@@ -27,6 +28,7 @@ Info inspect(const std::string& directory) {
   const auto checkpoint = open_checkpoint(directory);
   const ModelConfig c = read_config(*checkpoint);
   Info info;
+  info.backend = "cpu/" + available_isas().back();
   info.architecture = c.architecture;
   info.vocab = real_vocab(directory, c);
   info.model_context = info.context = c.max_context();

@@ -19,6 +19,16 @@ struct Slot {
 
 std::string layer_prefix(int i) { return "model.layers." + std::to_string(i) + "."; }
 
+/// A small floating-point tensor of `n` values, all of them finite.
+std::vector<float> load_finite(const Checkpoint& checkpoint, const std::string& name, int n) {
+  const int64_t shape[] = {n};
+  auto values = checkpoint.load_floats(name, shape);
+  for (float x : values)
+    check(std::isfinite(x), Code::model_format, checkpoint.need(name).file, ": tensor ", name,
+          " holds a value that is not finite; the file is damaged");
+  return values;
+}
+
 size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
 
 }  // namespace
@@ -37,17 +47,16 @@ CanonicalWeight Model::read_linear(const Checkpoint& checkpoint,
     const WeightFormat& format = format_of(checkpoint, prefixes[i]);
     CanonicalWeight part = format.read(checkpoint, prefixes[i], n[i], k);
     const std::string bias = prefixes[i] + ".bias";
-    const int64_t shape[] = {n[i]};
     const bool attention = prefixes[i].find("self_attn") != std::string::npos;
     const bool out = prefixes[i].ends_with("o_proj");
     const bool wanted = attention ? (out ? config_.o_bias : config_.qkv_bias)
                                   : prefixes[i] != "lm_head" && config_.mlp_bias;
     if (wanted) {
-      part.bias = checkpoint.load_floats(bias, shape);
+      part.bias = load_finite(checkpoint, bias, n[i]);
     } else {
       // A quantizer may write all-zero biases that the model does not have; anything else is a lie.
       if (checkpoint.find(bias)) {
-        const auto values = checkpoint.load_floats(bias, shape);
+        const auto values = load_finite(checkpoint, bias, n[i]);
         check(std::all_of(values.begin(), values.end(), [](float x) { return x == 0; }),
               Code::model_format, checkpoint.where(), ": tensor ", bias, " is not zero, but ",
               config_.architecture, " with this config.json has no bias there");
@@ -180,23 +189,24 @@ void Model::load_shared(Backend& backend, const Checkpoint& checkpoint, int posi
   {
     const int64_t shape[] = {c.vocab, c.width};
     const TensorInfo& info = checkpoint.need("model.embed_tokens.weight");
-    const std::string stored = c.dtype == DType::bf16 ? "BF16" : "F16";
+    const std::string stored = c.dtype == DType::bf16 ? "BF16" : "F16",
+                      name = "model.embed_tokens.weight";
+    std::vector<uint16_t> codes;
     if (info.dtype == stored) {
-      const auto codes = checkpoint.load<uint16_t>("model.embed_tokens.weight", stored, shape);
-      backend.upload(embedding_.data, codes.data(), codes.size() * 2);
+      codes = checkpoint.load<uint16_t>(name, stored, shape);
     } else {
-      const auto values = checkpoint.load_floats("model.embed_tokens.weight", shape);
-      std::vector<uint16_t> codes(values.size());
+      const auto values = checkpoint.load_floats(name, shape);
+      codes.resize(values.size());
       for (size_t i = 0; i < values.size(); ++i) codes[i] = to_16(c.dtype, values[i]);
-      backend.upload(embedding_.data, codes.data(), codes.size() * 2);
     }
+    for (size_t i = 0; i < codes.size(); ++i)
+      check(std::isfinite(from_16(c.dtype, codes[i])), Code::model_format, info.file, ": tensor ",
+            name, ": element ", i,
+            " is not a finite number; the file is damaged or does not fit its 16-bit type");
+    backend.upload(embedding_.data, codes.data(), codes.size() * 2);
   }
   const auto norm = [&](const std::string& name, int width) {
-    const int64_t shape[] = {width};
-    const auto values = checkpoint.load_floats(name, shape);
-    for (float x : values)
-      check(std::isfinite(x), Code::model_format, checkpoint.where(), ": tensor ", name,
-            " holds a value that is not finite");
+    const auto values = load_finite(checkpoint, name, width);
     float* out = arena.take_array<float>(width);
     backend.upload(out, values.data(), values.size() * 4);
     return out;

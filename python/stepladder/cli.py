@@ -360,6 +360,7 @@ def _inspect(args: argparse.Namespace) -> int:
         ("end tokens", ", ".join(map(str, info.end_tokens)) or "none"),
         ("weights", f"{level.format}, head {level.head}" if level else "?"),
         ("bytes", f"{info.total_bytes:,}"),
+        ("backend", info.backend),
         *[("note", n) for n in info.notes],
     ]
     print("\n".join(f"{name:<16}{value}" for name, value in rows))
@@ -399,6 +400,11 @@ def _verify(args: argparse.Namespace) -> int:
     if args.sequences < 1:
         raise InvalidArgumentError("--sequences must be 1 or more")
     questions = load_questions(args.questions, args.per_group)
+    if not args.draft and args.sequences == 1:
+        raise InvalidArgumentError(
+            "verify compares levels on with levels off: name some with --draft LEVELS, "
+            "or several streams with --sequences N"
+        )
     texts = [args.prompt] if args.prompt is not None else [q.text for q in questions]
     options = _request(args)
     options.setdefault("max_tokens", 64)

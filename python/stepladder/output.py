@@ -24,8 +24,7 @@ def new_directory(path: str | os.PathLike[str], force: bool = False) -> Iterator
     ends the block early, Ctrl-C and a full disk included, leaves `path` as it was.
     """
     target = Path(os.path.abspath(path))
-    if target.is_file():
-        raise FileError(f"{target}: is a file; name a directory to write")
+    _check_replaceable(target)
     if target.is_dir() and any(target.iterdir()):
         if not force:
             raise FileError(f"{target}: exists and is not empty; use --force to replace it")
@@ -52,7 +51,16 @@ def new_directory(path: str | os.PathLike[str], force: bool = False) -> Iterator
         raise
 
 
+def _check_replaceable(target: Path) -> None:
+    """Refuses files, devices, pipes, sockets and links: only a directory may be replaced."""
+    if target.is_symlink():
+        raise FileError(f"{target}: is a link; name the directory itself")
+    if os.path.lexists(target) and not target.is_dir():
+        raise FileError(f"{target}: is a file, not a directory; name a directory to write")
+
+
 def _replace(work: Path, target: Path) -> None:
+    _check_replaceable(target)
     if not target.exists():
         os.rename(work, target)
         return

@@ -117,6 +117,10 @@ def compare(
         raise InvalidArgumentError("prompts: there are none")
     if "draft" in options:
         raise InvalidArgumentError("draft: verify sets it itself")
+    if not isinstance(side_by_side, int) or side_by_side < 1:
+        raise InvalidArgumentError(
+            f"side_by_side: {side_by_side!r} is not a whole number of 1 or more"
+        )
     plain_hash, hash, found, tokens = Hash(), Hash(), [], 0
     for first in range(0, len(prompts), side_by_side):
         batch = list(enumerate(prompts))[first : first + side_by_side]

@@ -156,3 +156,14 @@ def test_a_file_that_shrinks_is_an_error(tiny_dir, tmp_path):
     with refused(FileError, "model.safetensors", "ended"):
         quantize(tmp_path / "in", tmp_path / "out", "w8a16", progress=shrink)
     assert not (tmp_path / "out").exists()
+
+
+def test_only_directories_are_replaced(tiny_dir, tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    (tmp_path / "elsewhere").mkdir()
+    link.symlink_to(tmp_path / "elsewhere")
+    for target in (pipe, link):
+        with refused(FileError, target.name):
+            quantize(tiny_dir, target, "w8a16", force=True)
+    assert pipe.is_fifo() and link.is_symlink()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+# A shell's background job ignores Ctrl-C, and so would every process started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))

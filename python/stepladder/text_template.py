@@ -128,7 +128,7 @@ def _concat(parts: Any) -> str:
 
 
 def _check_format(text: str) -> None:
-    if "*" in text or re.search(r"%[^a-zA-Z%]*\d{4,}", text):
+    if "*" in text or re.search(r"%(\([^)]*\))?[^a-zA-Z%]*\d{4,}", text):
         raise _TooMuch("formats with a large width")
 
 
@@ -192,14 +192,21 @@ def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         plain = [a for a in args if isinstance(a, (str, list, tuple, dict, int))]
         for argument in plain:
             _checked(argument)
+        settings = [*args[1:], *options.values()]
         if name == "replace" and len(plain) >= 3 and all(isinstance(a, str) for a in plain[:3]):
             _check_replace(*plain[:3])
         elif name == "format" and plain:
             _check_format(str(plain[0]))
-        elif name == "indent" and len(plain) > 1 and isinstance(plain[1], int) and plain[1] > 256:
+        elif name == "indent" and any(
+            (a if isinstance(a, int) else len(a)) > 256
+            for a in settings
+            if isinstance(a, (int, str))
+        ):
             raise _TooMuch("indents too far")
+        elif name == "round" and any(isinstance(a, int) and abs(a) > 30 for a in settings):
+            raise _TooMuch("rounds to too many digits")
         elif name in ("batch", "slice") and any(
-            isinstance(a, int) and a > MAX_ITEMS for a in plain
+            isinstance(a, int) and a > MAX_ITEMS for a in settings
         ):
             raise _TooMuch("makes a list that is too large")
         elif name == "join":

@@ -45,6 +45,11 @@ def test_what_real_templates_do_works(source):
 
 
 BAD = {
+    "round": "{{ 1.5 | round(30000000, 'ceil') }}",
+    "wide indent by name": "{{ 'a\\nb' | indent(width=3000000000) }}",
+    "wide indent by text": "{{ ('a\\n' * 60000) | indent('y' * 100000) }}",
+    "long batch by name": "{{ [1] | batch(linecount=400000000, fill_with='x') | list | length }}",
+    "wide named format": "{{ '%(a)99999999s' % {'a': 1} }}",
     "big repeat": "{{ 'a' * 1000000000 }}",
     "big list": "{{ ([1] * 1000000000) | length }}",
     "long loop": "{% for i in range(1000000000) %}x{% endfor %}",

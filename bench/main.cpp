@@ -75,7 +75,7 @@ class Lines {
   FILE* file_;
 };
 
-std::string quoted(const std::string& text) {
+std::string json_string(const std::string& text) {
   std::string out = "\"";
   for (char c : text) {
     if (c == '"' || c == '\\') out += '\\';
@@ -159,9 +159,9 @@ class Bench {
         "model",
         "\"version\": \"%s\", \"model\": %s, \"backend\": %s, \"format\": %s, \"head\": %s, "
         "\"context\": %d, \"threads\": %d, \"pass_bytes\": %zu, \"draft\": %s",
-        STEPLADDER_VERSION, quoted(s_.model).c_str(), quoted(info().backend).c_str(),
-        quoted(info().levels[0].format).c_str(), quoted(info().levels[0].head).c_str(),
-        info().context, info().threads, info().levels[0].pass_bytes, quoted(s_.draft).c_str());
+        STEPLADDER_VERSION, json_string(s_.model).c_str(), json_string(info().backend).c_str(),
+        json_string(info().levels[0].format).c_str(), json_string(info().levels[0].head).c_str(),
+        info().context, info().threads, info().levels[0].pass_bytes, json_string(s_.draft).c_str());
   }
 
   /// Plain decoding of one stream, a sample of the bandwidth before and after each run: tokens a
@@ -303,7 +303,7 @@ class Bench {
           "\"name\": %s, \"rounds\": %lld, \"acceptance_length\": %.4f, \"drafted\": %lld, "
           "\"accepted\": %lld, "
           "\"draft_ms\": %.3f, \"verify_ms\": %.3f, \"accepted_at\": %s, \"drafted_at\": %s",
-          quoted(l.name).c_str(), static_cast<long long>(l.rounds), l.acceptance_length(),
+          json_string(l.name).c_str(), static_cast<long long>(l.rounds), l.acceptance_length(),
           static_cast<long long>(l.drafted), static_cast<long long>(l.accepted), l.draft_ms,
           l.verify_ms, list(l.accepted_at).c_str(), list(l.drafted_at).c_str());
     }
@@ -312,7 +312,7 @@ class Bench {
                  "\"levels_ms\": %.3f, "
                  "\"ratio\": %.4f, \"repeated_8grams\": %.4f, \"plain_hash\": \"%s\", "
                  "\"levels_hash\": \"%s\", \"equal\": %s",
-                 quoted(s_.draft).c_str(), s_.prompts.size(), static_cast<long long>(tokens), ms[0],
+                 json_string(s_.draft).c_str(), s_.prompts.size(), static_cast<long long>(tokens), ms[0],
                  ms[1], ratio, repeats, hash[0].text().c_str(), hash[1].text().c_str(),
                  equal ? "true" : "false");
     return equal;

@@ -154,9 +154,12 @@ struct QuantizeArgs {
 };
 struct LinearArgs;
 /// Where in the backend a kernel runs: on a CPU, which share of the outputs; on CUDA, the stream.
+/// With a counter, a lane takes whichever part is next until none is left, so that a thread that is
+/// held up holds nobody up.
 struct Lane {
   int part = 0, parts = 1;
   void* stream = nullptr;
+  int32_t* next = nullptr;
 };
 /// A format's fast kernel. Its result must not depend on the number of rows or on the lane.
 using LinearKernelFn = void (*)(const LinearArgs&, Lane);

@@ -131,7 +131,7 @@ struct PairCodec {
 };
 
 /// Where a block prefetches from, how many bytes further with each of its steps, and where to stop:
-/// at the end of this lane's weights, since another lane reads what follows.
+/// at the end of the weights.
 struct Ahead {
   const std::byte* at;
   int pace;
@@ -217,14 +217,10 @@ void block_a16(const LinearArgs& a, const C& codec, int token, int tile, Ahead a
   }
 }
 
-/// This lane's tiles, each with all tokens; Block::run<T> is the body.
+/// All tokens times some tiles; Block::run<T> is the body.
 template <class Block, class C>
-void each_tile(const LinearArgs& a, const C& codec, Lane lane) {
-  const int rows = live_rows(a.live);
-  const Share mine = share(tiles::count(a.weight.n), lane);
-  int blocks = 0;
-  for (int token = 0; token < rows; token += next_block(rows - token)) ++blocks;
-  const std::byte* const end = codec.tiles + size_t(mine.end) * codec.tile_bytes;
+SL_INLINE void times_tiles(const LinearArgs& a, const C& codec, Share mine, int rows, int blocks,
+                           const std::byte* end) {
   for (int tile = mine.begin; tile < mine.end; ++tile) {
     const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
     for (int token = 0, i = 0; token < rows; ++i) {
@@ -259,6 +255,17 @@ void each_tile(const LinearArgs& a, const C& codec, Lane lane) {
       token += t;
     }
   }
+}
+
+/// This lane's tiles, each with all tokens.
+template <class Block, class C>
+void each_tile(const LinearArgs& a, const C& codec, Lane lane) {
+  const int rows = live_rows(a.live), count = tiles::count(a.weight.n);
+  int blocks = 0;
+  for (int token = 0; token < rows; token += next_block(rows - token)) ++blocks;
+  const std::byte* const end = codec.tiles + size_t(count) * codec.tile_bytes;
+  for (int at = first_part(lane); at < lane.parts; at = next_part(lane, at))
+    times_tiles<Block>(a, codec, share(count, part_of(lane, at)), rows, blocks, end);
 }
 
 template <class C, class X>

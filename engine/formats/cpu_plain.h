@@ -1,13 +1,19 @@
 // The plain body of every product, in vectors of 8 f32 lanes that the compiler lowers to what the
-// instruction set has: products are multiplied, then added, because a fused multiply-add without
-// hardware is a function call. Integer modes run in f32 as well: sums of at most 512 products of
-// 8-bit integers are exact there.
+// instruction set has. Integer modes run in f32 as well: sums of at most 512 products of 8-bit
+// integers are exact there.
+//
+// One or two tokens take each weight from its code straight into their sums. More tokens share a
+// panel: a few k of a tile are decoded once and multiplied with all of them. Either way an output's
+// sum takes k in order, one step at a time, so its bits do not tell which way it went.
 #pragma once
 
 #include <cstring>
 
 #include "backends/cpu/kernels.h"
 #include "formats/tiles.h"
+#ifdef __FMA__
+#include <immintrin.h>
+#endif
 
 namespace stepladder::SL_ISA {
 namespace {
@@ -18,8 +24,17 @@ using U8 = uint32_t __attribute__((vector_size(32)));
 using H8 = uint16_t __attribute__((vector_size(16)));
 using H16 = uint16_t __attribute__((vector_size(32)));
 
-constexpr int kTokens = 4;   // most tokens of a block
 constexpr int kChunk = 512;  // k at a time; the bound that keeps integer sums exact
+constexpr int kVectors = tiles::kRows / 8;
+constexpr int kPanel = 64;           // most k of a panel, which divides kChunk
+constexpr int kTokens = 24;          // most tokens of a block
+constexpr int kWide = 2048;          // k for which a block's tokens are widened once for all tiles
+constexpr int kStride = kWide + 16;  // of one token, so that several do not share a cache set
+#ifdef __AVX__
+constexpr int kMicro = 6;  // tokens whose sums stay in registers: 6 x 2 vectors of 16
+#else
+constexpr int kMicro = 2;
+#endif
 
 // Vectors go in and out by reference: passing them by value has no fixed convention below AVX.
 template <class V>
@@ -35,56 +50,116 @@ SL_INLINE void widen_f16(F8& out, const H8& h) {
   out = (F8)(sign | (finite & ~infinite) | ((rest | 0x7f800000u) & infinite));
 }
 
-/// Tokens of the next block when `left` remain.
-SL_INLINE int next_block(int left) {
-  return left <= kTokens ? left : left < 2 * kTokens ? (left + 1) / 2 : kTokens;
+/// acc += w * x: fused where the instruction set has it, since elsewhere that is a function call.
+SL_INLINE void mac(F8& acc, const F8& w, const F8& x) {
+#ifdef __FMA__
+  acc = (F8)_mm256_fmadd_ps((__m256)w, (__m256)x, (__m256)acc);
+#else
+  acc = acc + w * x;
+#endif
 }
+SL_INLINE void broadcast(F8& out, float x) { out = F8{x, x, x, x, x, x, x, x}; }
 
-/// A block's tokens as f32, a chunk of k at a time.
+/// A block's tokens as f32: all of k where that fits, else the k that are asked for.
 struct Tokens {
-  float x[kTokens][kChunk];
+  int first, count;
+  bool whole;
+  float x[kTokens][kStride];
 };
-SL_INLINE void widen_tokens(Tokens& out, const LinearArgs& a, int token, int count_tokens, int k0,
-                            int count) {
-  for (int t = 0; t < count_tokens; ++t) {
-    const uint16_t* from =
-        static_cast<const uint16_t*>(a.x.data) + int64_t{token + t} * a.x.cols + k0;
-    if (a.x.dtype == DType::bf16)
-      for (int i = 0; i < count; ++i) out.x[t][i] = from_bf16(from[i]);
-    else
-      for (int i = 0; i < count; ++i) out.x[t][i] = from_f16(from[i]);
+template <Act A>
+SL_INLINE void widen(Tokens& out, const LinearArgs& a, int k0, int count) {
+  for (int t = 0; t < out.count; ++t) {
+    float* const to = out.x[t];
+    if constexpr (A == Act::a8) {
+      const int8_t* from = a.x8.q + int64_t{out.first + t} * a.weight.k + k0;
+      for (int i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+    } else {
+      const uint16_t* from =
+          static_cast<const uint16_t*>(a.x.data) + int64_t{out.first + t} * a.x.cols + k0;
+      if (a.x.dtype == DType::bf16)
+        for (int i = 0; i < count; ++i) to[i] = from_bf16(from[i]);
+      else
+        for (int i = 0; i < count; ++i) to[i] = from_f16(from[i]);
+    }
   }
 }
-SL_INLINE void widen_tokens8(Tokens& out, const LinearArgs& a, int token, int count_tokens, int k0,
-                             int count) {
-  for (int t = 0; t < count_tokens; ++t) {
-    const int8_t* from = a.x8.q + int64_t{token + t} * a.weight.k + k0;
-    for (int i = 0; i < count; ++i) out.x[t][i] = static_cast<float>(from[i]);
-  }
+/// k0 .. k0 + count of the first token; the others follow at kStride.
+template <Act A>
+SL_INLINE const float* at(Tokens& tokens, const LinearArgs& a, int k0, int count) {
+  if (tokens.whole) return tokens.x[0] + k0;
+  widen<A>(tokens, a, k0, count);
+  return tokens.x[0];
 }
 
-/// T tokens from `token` on times V vectors of 8 rows of a tile, from vector `first` on.
-template <class C, Act A, int T, int V>
-void block(const LinearArgs& a, const C& codec, int token, int tile, int first) {
+/// The sums of one token and one vector of output rows, from the first k to the last.
+template <class C, Act A>
+struct Sum {
+  static constexpr bool kInt = A == Act::a8;
+  F8 total{};  // of the groups that are done
+  I8 whole{};  // of the chunks that are done, without groups
+
+  /// Takes what a group of weights came to, and clears it.
+  [[gnu::always_inline]] void close_group(F8& acc, const F8& scale, float x_scale) {
+    if constexpr (kInt)
+      total = total + (acc * x_scale) * scale;
+    else
+      total = total + acc * scale;
+    acc = F8{};
+  }
+  /// Takes what a chunk came to, a whole number, and clears it.
+  [[gnu::always_inline]] void close_chunk(F8& acc) {
+    whole += __builtin_convertvector(acc, I8);
+    acc = F8{};
+  }
+  /// Writes the outputs from `row` on: + bias, + what y holds when accumulating; never beyond n.
+  [[gnu::always_inline]] void store(const LinearArgs& a, int token, int row, const F8& acc,
+                                    const F8& scale) {
+    F8 out;
+    if constexpr (C::kGrouped)
+      out = total;
+    else if constexpr (kInt)
+      out = (__builtin_convertvector(whole, F8) * a.x8.scale[token]) * scale;
+    else if constexpr (C::kScaled)
+      out = acc * scale;
+    else
+      out = acc;
+    float* y = static_cast<float*>(a.y.data) + int64_t{token} * a.y.cols + row;
+    if (row + 8 <= a.weight.n) {
+      F8 bias, held;
+      if (a.weight.bias) {
+        load(bias, a.weight.bias + row);
+        out = out + bias;
+      }
+      if (a.accumulate) {
+        load(held, y);
+        out = held + out;
+      }
+      std::memcpy(y, &out, sizeof out);
+      return;
+    }
+    for (int r = 0; r < 8 && row + r < a.weight.n; ++r) {
+      float value = out[r];
+      if (a.weight.bias) value = value + a.weight.bias[row + r];
+      y[r] = a.accumulate ? y[r] + value : value;
+    }
+  }
+};
+
+/// T tokens of a block times a tile, weights straight from their codes.
+template <class C, Act A, int T>
+void direct(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
   constexpr bool kInt = A == Act::a8;
-  const int k = a.weight.k, x_groups = kInt ? k / a.x8.group : 0;
+  const int k = a.weight.k, x_groups = kInt ? k / a.x8.group : 0, row = tokens.first;
   const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
   const std::byte* p = base + C::kFirst;
-  Tokens tokens;
-  F8 acc[T][V], total[T][V];
+  F8 acc[T][kVectors];
+  Sum<C, A> sum[T][kVectors];
   for (int t = 0; t < T; ++t)
-    for (int v = 0; v < V; ++v) acc[t][v] = total[t][v] = F8{};
-  I8 sum[T][V];
-  if constexpr (kInt && !C::kGrouped)
-    for (int t = 0; t < T; ++t)
-      for (int v = 0; v < V; ++v) sum[t][v] = I8{};
+    for (int v = 0; v < kVectors; ++v) acc[t][v] = F8{};
 
   for (int k0 = 0, g = 0; k0 < k; k0 += kChunk) {
     const int count = k - k0 < kChunk ? k - k0 : kChunk;
-    if constexpr (kInt)
-      widen_tokens8(tokens, a, token, T, k0, count);
-    else
-      widen_tokens(tokens, a, token, T, k0, count);
+    const float* const x = at<A>(tokens, a, k0, count);
     int piece = count;
     if constexpr (C::kGrouped) piece = codec.group;
     for (int i0 = 0; i0 < count; i0 += piece, ++g) {
@@ -92,82 +167,186 @@ void block(const LinearArgs& a, const C& codec, int token, int tile, int first) 
       if constexpr (C::kGrouped) scales = codec.open_group(p, g);
       for (int i = i0; i < i0 + piece; i += C::kStep, p += C::kStepBytes) {
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) {
+        for (int v = 0; v < kVectors; ++v) {
           F8 w[C::kStep];
-          codec.values(w, p, first + v);
+          codec.values(w, p, v);
 #pragma GCC unroll 8
           for (int j = 0; j < C::kStep; ++j)
-#pragma GCC unroll 4
-            for (int t = 0; t < T; ++t) acc[t][v] = acc[t][v] + w[j] * tokens.x[t][i + j];
+#pragma GCC unroll 2
+            for (int t = 0; t < T; ++t) {
+              F8 xs;
+              broadcast(xs, x[t * kStride + i + j]);
+              mac(acc[t][v], w[j], xs);
+            }
         }
       }
       if constexpr (C::kGrouped) {
-        for (int v = 0; v < V; ++v) {
+        for (int v = 0; v < kVectors; ++v) {
           F8 scale;
-          codec.scale(scale, scales, first + v);
-          for (int t = 0; t < T; ++t) {
-            if constexpr (kInt) {
-              const float x_scale = a.x8.scale[int64_t{token + t} * x_groups + g];
-              total[t][v] = total[t][v] + (acc[t][v] * x_scale) * scale;
-            } else {
-              total[t][v] = total[t][v] + acc[t][v] * scale;
-            }
-            acc[t][v] = F8{};
-          }
+          codec.scale(scale, scales, v);
+          for (int t = 0; t < T; ++t)
+            sum[t][v].close_group(acc[t][v], scale,
+                                  kInt ? a.x8.scale[int64_t{row + t} * x_groups + g] : 0.f);
         }
       } else if constexpr (kInt) {
         for (int t = 0; t < T; ++t)
-          for (int v = 0; v < V; ++v) {
-            sum[t][v] += __builtin_convertvector(acc[t][v], I8);
-            acc[t][v] = F8{};
-          }
+          for (int v = 0; v < kVectors; ++v) sum[t][v].close_chunk(acc[t][v]);
       }
     }
   }
-
-  for (int v = 0; v < V; ++v) {
-    F8 scale;
-    if constexpr (C::kScaled && !C::kGrouped) codec.scale(scale, base, first + v);
-    for (int t = 0; t < T; ++t) {
-      F8 out;
-      if constexpr (C::kGrouped)
-        out = total[t][v];
-      else if constexpr (kInt)
-        out = (__builtin_convertvector(sum[t][v], F8) * a.x8.scale[token + t]) * scale;
-      else if constexpr (C::kScaled)
-        out = acc[t][v] * scale;
-      else
-        out = acc[t][v];
-      const int row = tile * tiles::kRows + (first + v) * 8;
-      float* y = static_cast<float*>(a.y.data) + int64_t{token + t} * a.y.cols;
-      for (int r = 0; r < 8 && row + r < a.weight.n; ++r) {
-        float value = out[r];
-        if (a.weight.bias) value = value + a.weight.bias[row + r];
-        y[row + r] = a.accumulate ? y[row + r] + value : value;
-      }
-    }
+  for (int v = 0; v < kVectors; ++v) {
+    F8 scale{};
+    if constexpr (C::kScaled && !C::kGrouped) codec.scale(scale, base, v);
+    for (int t = 0; t < T; ++t)
+      sum[t][v].store(a, row + t, tile * tiles::kRows + v * 8, acc[t][v], scale);
   }
 }
 
-/// This lane's tiles, each with all tokens.
+/// A few k of a tile, decoded, and the sums so far of all tokens of a block.
+struct Panel {
+  F8 w[kPanel][kVectors];
+  F8 acc[kTokens][kVectors];
+};
+
+/// What to fetch while a panel is multiplied, and how far to go on with each step.
+struct Ahead {
+  const std::byte* at;
+  size_t pace;
+};
+
+/// Adds `count` k of a panel to the sums of T tokens from `token` on; x: of the first of them.
+template <int T>
+SL_INLINE void add_panel(Panel& p, int token, const float* x, int count, Ahead& ahead) {
+  for (int half = 0; half < kVectors; half += 2) {
+    F8 acc[T][2];
+#pragma GCC unroll 6
+    for (int t = 0; t < T; ++t)
+      acc[t][0] = p.acc[token + t][half], acc[t][1] = p.acc[token + t][half + 1];
+    const std::byte* next = ahead.at;
+    for (int i = 0; i < count; ++i, next += ahead.pace) {
+      __builtin_prefetch(next);
+      const F8 w0 = p.w[i][half], w1 = p.w[i][half + 1];
+#pragma GCC unroll 6
+      for (int t = 0; t < T; ++t) {
+        F8 xs;
+        broadcast(xs, x[t * kStride + i]);
+        mac(acc[t][0], w0, xs);
+        mac(acc[t][1], w1, xs);
+      }
+    }
+    ahead.at = next;
+#pragma GCC unroll 6
+    for (int t = 0; t < T; ++t)
+      p.acc[token + t][half] = acc[t][0], p.acc[token + t][half + 1] = acc[t][1];
+  }
+}
+
+/// All tokens of a block times a tile; each weight is decoded once.
+template <class C, Act A>
+void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
+  constexpr bool kInt = A == Act::a8;
+  const int k = a.weight.k, x_groups = kInt ? k / a.x8.group : 0, row = tokens.first;
+  const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
+  const std::byte* p = base + C::kFirst;
+  const int blocks = (tokens.count + kMicro - 1) / kMicro;
+  Panel panel;
+  Sum<C, A> sum[kTokens][kVectors];
+  for (int t = 0; t < tokens.count; ++t)
+    for (int v = 0; v < kVectors; ++v) panel.acc[t][v] = F8{};
+
+  int group = k;
+  if constexpr (C::kGrouped) group = codec.group;
+  const std::byte* scales = nullptr;
+  for (int k0 = 0, in_group = 0, g = 0; k0 < k;) {
+    if constexpr (C::kGrouped)
+      if (in_group == 0) scales = codec.open_group(p, g);
+    const int left = group - in_group, count = left < kPanel ? left : kPanel;
+    for (int i = 0; i < count; i += C::kStep, p += C::kStepBytes)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        F8 w[C::kStep];
+        codec.values(w, p, v);
+#pragma GCC unroll 8
+        for (int j = 0; j < C::kStep; ++j) panel.w[i + j][v] = w[j];
+      }
+    const float* x = at<A>(tokens, a, k0, count);
+    // The next panel comes from memory while this one is multiplied.
+    Ahead ahead{p, size_t(C::kStepBytes / C::kStep + 2 * blocks - 1) / size_t(2 * blocks)};
+    for (int t = 0, n, b = blocks; t < tokens.count; t += n, x += n * kStride, --b) {
+      n = (tokens.count - t + b - 1) / b;
+      switch (n) {
+        case 1:
+          add_panel<1>(panel, t, x, count, ahead);
+          break;
+        case 2:
+          add_panel<2>(panel, t, x, count, ahead);
+          break;
+        case 3:
+          add_panel<3>(panel, t, x, count, ahead);
+          break;
+        case 4:
+          add_panel<4>(panel, t, x, count, ahead);
+          break;
+        case 5:
+          add_panel<5>(panel, t, x, count, ahead);
+          break;
+        default:
+          add_panel<6>(panel, t, x, count, ahead);
+          break;
+      }
+    }
+    k0 += count, in_group += count;
+    if constexpr (C::kGrouped) {
+      if (in_group == group) {
+        for (int v = 0; v < kVectors; ++v) {
+          F8 scale;
+          codec.scale(scale, scales, v);
+          for (int t = 0; t < tokens.count; ++t)
+            sum[t][v].close_group(panel.acc[t][v], scale,
+                                  kInt ? a.x8.scale[int64_t{row + t} * x_groups + g] : 0.f);
+        }
+        in_group = 0, ++g;
+      }
+    } else if constexpr (kInt) {
+      if (k0 % kChunk == 0 || k0 == k)
+        for (int t = 0; t < tokens.count; ++t)
+          for (int v = 0; v < kVectors; ++v) sum[t][v].close_chunk(panel.acc[t][v]);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    F8 scale{};
+    if constexpr (C::kScaled && !C::kGrouped) codec.scale(scale, base, v);
+    for (int t = 0; t < tokens.count; ++t)
+      sum[t][v].store(a, row + t, tile * tiles::kRows + v * 8, panel.acc[t][v], scale);
+  }
+}
+
+/// A block of tokens times some tiles.
+template <class C, Act A>
+void times_tiles(const LinearArgs& a, const C& codec, Tokens& tokens, Share mine) {
+  for (int tile = mine.begin; tile < mine.end; ++tile) {
+    if (tokens.count == 1)
+      direct<C, A, 1>(a, codec, tokens, tile);
+    else if (tokens.count == 2)
+      direct<C, A, 2>(a, codec, tokens, tile);
+    else
+      shared<C, A>(a, codec, tokens, tile);
+  }
+}
+
+/// All tokens times this lane's tiles, block by block.
 template <class C, Act A>
 void product(const LinearArgs& a, const C& codec, Lane lane) {
-  const int rows = live_rows(a.live);
-  const Share mine = share(tiles::count(a.weight.n), lane);
-  for (int tile = mine.begin; tile < mine.end; ++tile) {
-    for (int token = 0; token < rows;) {
-      const int t = next_block(rows - token);
-      if (t == 1) {
-        block<C, A, 1, 4>(a, codec, token, tile, 0);
-      } else if (t == 2) {
-        block<C, A, 2, 4>(a, codec, token, tile, 0);
-      } else {
-        for (int first = 0; first < 4; first += 2)
-          t == 3 ? block<C, A, 3, 2>(a, codec, token, tile, first)
-                 : block<C, A, 4, 2>(a, codec, token, tile, first);
-      }
-      token += t;
+  const int rows = live_rows(a.live), blocks = (rows + kTokens - 1) / kTokens;
+  Tokens tokens;
+  tokens.first = -1;
+  for (int at = first_part(lane); at < blocks * lane.parts; at = next_part(lane, at)) {
+    if (const int first = at / lane.parts * kTokens; first != tokens.first) {
+      tokens.first = first, tokens.count = rows - first < kTokens ? rows - first : kTokens;
+      tokens.whole = a.weight.k <= kWide;
+      if (tokens.whole) widen<A>(tokens, a, 0, a.weight.k);
     }
+    times_tiles<C, A>(a, codec, tokens, share(tiles::count(a.weight.n), part_of(lane, at)));
   }
 }
 

@@ -1,5 +1,6 @@
 #include "backends/cpu/cpu_backend.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -14,6 +15,10 @@ namespace {
 
 // Below this many values an operator ends on one thread before a second one has begun.
 constexpr int64_t kWorthSharing = 8192;
+// Weights are dealt out in pieces that take some microseconds to read, at most so many a thread: of
+// two virtual cores one is often slowed down by what else its host runs.
+constexpr size_t kPieceBytes = size_t{96} << 10;
+constexpr int kMostPieces = 16;
 constexpr int kMaxHeadDim = 256, kMaxScratch = 65535;
 
 /// Runs an operator on every thread when its work is worth it, else on the caller alone. No
@@ -113,7 +118,14 @@ void CpuBackend::quantize(const QuantizeArgs& a) {
   run(pool_, kernels_.quantize, a, worth_sharing(a.live, a.x.cols));
 }
 void CpuBackend::linear(const LinearArgs& a) {
-  run(pool_, a.kernel ? a.kernel : kernels_.described_linear, a, true);
+  const LinearKernelFn kernel = a.kernel ? a.kernel : kernels_.described_linear;
+  const int threads = pool_.threads();
+  if (threads == 1) return run(pool_, kernel, a, false);
+  const auto pieces = static_cast<int64_t>(a.weight.bytes / kPieceBytes);
+  const int parts = static_cast<int>(
+      std::clamp<int64_t>(pieces, threads, static_cast<int64_t>(threads) * kMostPieces));
+  next_piece_ = 0;
+  pool_.run([&](int part) { kernel(a, Lane{part, parts, nullptr, &next_piece_}); });
 }
 void CpuBackend::rope_append(const RopeAppendArgs& a) {
   run(pool_, kernels_.rope_append, a, worth_sharing(a.live, a.qkv.cols));

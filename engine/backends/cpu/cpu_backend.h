@@ -45,6 +45,7 @@ class CpuBackend : public Backend {
  private:
   const CpuKernels& kernels_;
   ThreadPool pool_;
+  alignas(64) int32_t next_piece_ = 0;  // of the linear operator that runs
 };
 
 }  // namespace stepladder

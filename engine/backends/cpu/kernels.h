@@ -62,4 +62,15 @@ SL_INLINE Share share(int n, Lane lane, int grain = 1) {
   return {b < n ? b : n, e < n ? e : n};
 }
 
+/// The parts a lane computes, `rounds` times over: its own, or whichever is next. Use as
+/// for (int at = first_part(lane); at < rounds * lane.parts; at = next_part(lane, at)), where
+/// part_of(lane, at) is the share of round at / lane.parts.
+SL_INLINE int first_part(const Lane& lane) {
+  return lane.next ? __atomic_fetch_add(lane.next, 1, __ATOMIC_RELAXED) : lane.part;
+}
+SL_INLINE int next_part(const Lane& lane, int at) {
+  return lane.next ? __atomic_fetch_add(lane.next, 1, __ATOMIC_RELAXED) : at + lane.parts;
+}
+SL_INLINE Lane part_of(const Lane& lane, int at) { return {at % lane.parts, lane.parts}; }
+
 }  // namespace stepladder

@@ -134,15 +134,17 @@ SL_INLINE void tile_a8(const LinearArgs& a, const Described& d, int n0, int r0, 
 void described_linear(const LinearArgs& a, Lane lane) {
   const Described d = described(a.weight);
   const int live = live_rows(a.live);
-  const Share s = share(a.weight.n, lane, kTile);
-  for (int n0 = s.begin; n0 < s.end; n0 += kTile)
-    for (int r0 = 0; r0 < live; r0 += kRows) {
-      const int rows = live - r0 < kRows ? live - r0 : kRows;
-      if (a.act == Act::a16)
-        tile_a16(a, d, n0, r0, rows);
-      else
-        tile_a8(a, d, n0, r0, rows);
-    }
+  for (int at = first_part(lane); at < lane.parts; at = next_part(lane, at)) {
+    const Share s = share(a.weight.n, part_of(lane, at), kTile);
+    for (int n0 = s.begin; n0 < s.end; n0 += kTile)
+      for (int r0 = 0; r0 < live; r0 += kRows) {
+        const int rows = live - r0 < kRows ? live - r0 : kRows;
+        if (a.act == Act::a16)
+          tile_a16(a, d, n0, r0, rows);
+        else
+          tile_a8(a, d, n0, r0, rows);
+      }
+  }
 }
 
 }  // namespace stepladder::SL_ISA

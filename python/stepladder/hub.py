@@ -6,7 +6,9 @@ import os
 import re
 from pathlib import Path
 
-from .errors import FileError, InvalidArgumentError, UnsupportedError
+from .arguments import path as path_text
+from .arguments import string
+from .errors import FileError, UnsupportedError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
@@ -23,9 +25,7 @@ def cache_directory() -> Path:
 
 def resolve(name: str | os.PathLike[str]) -> Path:
     """The directory of a model given as a path or as "org/name" (or "org/name@revision")."""
-    text = os.fspath(name)
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise InvalidArgumentError(f"model: {str(text)[:80]!r} is not a path")
+    text = string("model", path_text("model", name))  # the engine takes paths in UTF-8
     path = Path(text).expanduser()
     try:
         is_directory, is_file = path.is_dir(), path.is_file()
@@ -45,7 +45,10 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         )
     if _ID.fullmatch(text):
         return _cached(text)
-    raise FileError(f"{text[:500]}: no such directory")
+    raise FileError(
+        f"{text[:500]}: no such directory, and not in the Hugging Face cache {cache_directory()}, where "
+        "models are named ORG/NAME; fetch one with: hf download ORG/NAME"
+    )
 
 
 def _cached(name: str) -> Path:

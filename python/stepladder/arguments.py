@@ -78,7 +78,8 @@ def path(name: str, value: Any) -> str:
     """`value` as the text of a path."""
     try:
         text = os.fspath(value)
-    except TypeError:
+        os.fsencode(text)
+    except (TypeError, UnicodeEncodeError):
         text = None
     if not isinstance(text, str) or not text or "\0" in text:
         raise InvalidArgumentError(
@@ -122,7 +123,7 @@ def known_names(
         if name in names:
             continue
         near = [other[name]] if name in other else difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise InvalidArgumentError(
-            f"{where}: unknown option {shown(name)}; {hint}The options are {', '.join(names)}"
+            f"{where}: unknown option {shown(name)}{hint} The options are {', '.join(names)}"
         )

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from .arguments import path as path_text
-from .arguments import string
-from .errors import FileError, UnsupportedError
+from .arguments import shown, string
+from .errors import FileError, InvalidArgumentError, UnsupportedError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
@@ -25,7 +25,13 @@ def cache_directory() -> Path:
 
 def resolve(name: str | os.PathLike[str]) -> Path:
     """The directory of a model given as a path or as "org/name" (or "org/name@revision")."""
-    text = string("model", path_text("model", name))  # the engine takes paths in UTF-8
+    text = path_text("model", name)
+    try:
+        string("model", text)
+    except InvalidArgumentError:
+        raise InvalidArgumentError(
+            f"model: {shown(text)} is not UTF-8; rename the directory"
+        ) from None
     path = Path(text).expanduser()
     try:
         is_directory, is_file = path.is_dir(), path.is_file()

@@ -62,6 +62,7 @@ Level = Cast | Switch | Lookup | Draft
 _WORDS = ("lookup", "cast", "switch", "model")
 _KNOWN = "lookup, cast:FORMAT, switch:a8, model:PATH or a path"
 _FORMS = f"give Lookup(), Cast('int8'), Switch('a8'), Draft('path'), a text of {_KNOWN}, or a list of these"
+_NO_LISTS = (bytes, bytearray, memoryview, dict, set, frozenset)
 DraftOption = str | os.PathLike | Level | Iterable[str | os.PathLike | Level] | None
 
 
@@ -71,7 +72,7 @@ def to_specs(draft: DraftOption) -> list[_core.LevelSpec]:
         return []
     if isinstance(draft, (str, os.PathLike, Cast, Switch, Lookup, Draft)):
         draft = [draft]
-    if not isinstance(draft, Iterable) or isinstance(draft, (bytes, bytearray, dict, set)):
+    if not isinstance(draft, Iterable) or isinstance(draft, _NO_LISTS) or hasattr(draft, "dtype"):
         raise InvalidArgumentError(f"draft: {shown(draft)} is no level; {_FORMS}")
     return [spec for level in draft for spec in _specs_of(level)]
 
@@ -115,9 +116,9 @@ def _parsed(line: str) -> list[_core.LevelSpec]:
                 spec.path = str(resolve(spec.path))
             except FileError as error:
                 near = difflib.get_close_matches(spec.path, _WORDS, 1)
-                hint = f"did you mean {near[0]}? " if near else ""
+                hint = f"; did you mean {near[0]}?" if near else "."
                 raise FileError(
-                    f"draft: {shown(spec.path)} is neither a level nor a model; {hint}"
+                    f"draft: {shown(spec.path)} is neither a level nor a model{hint} "
                     f"The levels are {_KNOWN} ({error})"
                 ) from None
     return specs

@@ -7,12 +7,12 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from . import _core
-from .arguments import callback, flag, shown, string, token_ids, whole
+from .arguments import callback, flag, string, token_ids, whole
 from .errors import InvalidArgumentError, UnsupportedError
 from .hub import resolve
 from .levels import DraftOption, to_specs
@@ -123,15 +123,11 @@ class Model:
     def tokenize(self, text: str, special: bool = True, bos: bool | None = None) -> list[int]:
         """Tokens of `text`; `special`: names of special tokens in it become those tokens; `bos`:
         whether one goes in front (None: as the model's files say), never a second one."""
-        flag("special", special)
-        return self.text.encode(text, special, None if bos is None else flag("bos", bos))
+        return self.text.encode(text, special, bos)
 
     def detokenize(self, tokens: Iterable[int], special: bool = False) -> str:
         """Text of tokens; special ones are left out unless `special`."""
-        if isinstance(tokens, Iterator):
-            tokens = list(tokens)
-        ids = token_ids("tokens", tokens, self.text.size)
-        return self.text.decode(ids, flag("special", special))
+        return self.text.decode(tokens, special)
 
     def stream(self, prompt: Any, **options: Any) -> Any:
         """Starts to generate: a Stream, or a list of them for a list of prompts.
@@ -144,7 +140,14 @@ class Model:
         """
         check_names("stream()", options)
         prompts, many = split_prompts(prompt)
-        streams = [self._start(p, **options) for p in prompts]
+        streams: list[Stream] = []
+        try:
+            for one in prompts:
+                streams.append(self._start(one, **options))
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            raise
         return streams if many else streams[0]
 
     def generate(self, prompt: Any, **options: Any) -> Any:
@@ -219,7 +222,7 @@ class Model:
             self.text.check_length(prompt, context, "prompt")
             tokens = self.text.encode(prompt)
         elif len(prompt) and isinstance(prompt[0], dict):
-            tokens = self.text.encode_chat(checked_messages(prompt), context=context, **variables)
+            tokens = self.text.encode_chat(prompt, context=context, **variables)
         else:
             if len(prompt) > context:
                 raise InvalidArgumentError(
@@ -272,10 +275,6 @@ class Chat:
     def send(self, text: str, **options: Any) -> "ChatStream":
         """Says `text`; the answer joins the conversation when its stream ends."""
         check_names("send()", options)
-        if not isinstance(self.messages, (list, tuple)):
-            raise InvalidArgumentError(
-                f"messages: {shown(self.messages)} is not a list of messages"
-            )
         text = string("text", text)
         checked_messages(self.messages)
         messages = [*self.messages, {"role": "user", "content": text}]

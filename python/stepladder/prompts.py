@@ -51,8 +51,10 @@ def _one(value: Any, name: str) -> Prompt:
     return values
 
 
-def checked_messages(messages: list[Any], name: str = "messages") -> list[Message]:
+def checked_messages(messages: Any, name: str = "messages") -> list[Message]:
     """Messages with a role and content, their content as one text."""
+    if not isinstance(messages, (list, tuple)):
+        raise InvalidArgumentError(f"{name}: {shown(messages)} is not a list of messages")
     return [_checked_message(m, f"{name}[{i}]") for i, m in enumerate(messages)]
 
 

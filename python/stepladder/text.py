@@ -5,12 +5,13 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .arguments import shown, string
+from .arguments import flag, shown, string, token_ids, whole
 from .errors import FileError, InvalidArgumentError, ModelFormatError, UnsupportedError
+from .prompts import checked_messages
 from .text_template import ChatTemplate
 
 MAX_FILE_BYTES = 256 << 20
@@ -113,9 +114,7 @@ class Text:
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes a token adds to the text; those of a special token are its own name."""
-        if not 0 <= id < self.size:
-            raise InvalidArgumentError(f"token {id} is not in the vocabulary of {self.size}")
-        return self._core.token_bytes(id)
+        return self._core.token_bytes(whole("token", id, 0, self.size - 1))
 
     def is_control(self, id: int) -> bool:
         """Whether the token is left out of text."""
@@ -143,6 +142,9 @@ class Text:
         """Tokens of `text`. `special`: special tokens in it are recognised. `bos`: whether one is
         put in front (None: as the model's files say); never a second one."""
         text = string("text", text)
+        flag("special", special)
+        if bos is not None:
+            flag("bos", bos)
         self.check_length(text, None, "text")
         ids = self._core.encode(text, special=special)
         if bos if bos is not None else self._core.adds_bos:
@@ -160,6 +162,7 @@ class Text:
         **variables: Any,
     ) -> list[int]:
         """Tokens of `messages` in the model's chat template."""
+        messages = checked_messages(messages)
         self.check_length(_all_text(messages), context, "messages")
         guard = _Guard([s.content for s in self._core.specials if s.special])
         messages = guard.hide(messages)
@@ -182,6 +185,7 @@ class Text:
                 f"{self.directory}: the model has no chat template; give the prompt as text, or set chat_template "
                 "in tokenizer_config.json"
             )
+        messages = checked_messages(messages)
         names = {
             "bos_token": self.bos.content if self.bos else "",
             "eos_token": self.eos.content if self.eos else "",
@@ -207,7 +211,11 @@ class Text:
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of tokens; control tokens are left out unless `special`."""
-        kept = [i for i in ids if special or not self.is_control(i)]
+        flag("special", special)
+        if isinstance(ids, Iterator):
+            ids = list(ids)
+        checked = token_ids("tokens", ids, self.size)
+        kept = [i for i in checked if special or not self.is_control(i)]
         text = b"".join(self.token_bytes(i) for i in kept).decode("utf-8", "replace")
         return text[1:] if self._core.adds_space and text.startswith(" ") else text
 

@@ -230,6 +230,14 @@ def test_load_arguments_of_wrong_types(tiny_dir, words, options):
         stepladder.load(**{"model": tiny_dir, **options})
 
 
+@pytest.mark.parametrize("call", [stepladder.load, stepladder.inspect], ids=["load", "inspect"])
+def test_a_path_that_is_not_utf8(tmp_path, call):
+    with refused(InvalidArgumentError, "model", "UTF-8"):
+        call(str(tmp_path / "\udcff"))
+    with refused(InvalidArgumentError, "model", "UTF-8"):
+        call(tmp_path / "\udcff")
+
+
 @pytest.mark.parametrize("value", [5, None, [], b"abc", Unprintable()], ids=name_of)
 def test_inspect_takes_a_path(value):
     with refused(InvalidArgumentError, "model", "pathlib.Path"):
@@ -275,6 +283,29 @@ def test_tokenize_and_detokenize(tiny_model, value):
 def test_detokenize_takes_tokens(tiny_model, tokens):
     with refused(InvalidArgumentError, "tokens"):
         tiny_model.detokenize(tokens)
+
+
+@pytest.mark.parametrize("value", ODD, ids=name_of)
+def test_the_tokenizer_itself(tiny_model, value):
+    text = tiny_model.text
+    with refused(InvalidArgumentError, "tokens"):
+        text.decode([value] if isinstance(value, list) and value is not HUGE else value)
+    with refused(InvalidArgumentError, "text"):
+        text.encode(value)
+    with refused(InvalidArgumentError, "token"):
+        text.token_bytes(-value if type(value) is int else value)
+    with refused(InvalidArgumentError, "messages"):
+        text.render(value)
+    with refused(InvalidArgumentError, "messages"):
+        text.encode_chat(value)
+
+
+def test_a_bad_prompt_among_others_ends_those_that_have_begun(tiny_model, monkeypatch):
+    closed = []
+    monkeypatch.setattr(stepladder.Stream, "close", lambda self: closed.append(self.cancel()))
+    with refused(InvalidArgumentError, "prompt[0]"):
+        tiny_model.stream([[3, 4], [5, 6], [10**9]], max_tokens=200, ignore_eos=True)
+    assert len(closed) == 2
 
 
 def test_detokenize_takes_any_sequence(tiny_model):
@@ -324,7 +355,7 @@ def test_chat_takes_texts(tiny_model, value):
     assert chat.messages is value
 
 
-PATHS = (5, None, [], b"abc", {"a": 1}, True, Unprintable(), "", "a\0b")
+PATHS = (5, None, [], b"abc", {"a": 1}, True, Unprintable(), "", "a\0b", "\ud800")
 FILES = [
     *[({"source": v}, ("source", "model")) for v in PATHS],
     *[({"target": v}, ("target",)) for v in PATHS],

@@ -185,7 +185,27 @@ class GgufFile:
         self._strings += count
         if self._strings > _MAX_STRINGS:
             raise self._bad(f"array {key} ends more than {_MAX_STRINGS} strings in all arrays")
-        return [self._string(key, _MAX_ITEM) for _ in range(count)]
+        return self._string_array(key, count)
+
+    def _string_array(self, key: str, count: int) -> list[str]:
+        """Strings read as _string() does, without its overhead for each of a million."""
+        read, end, at = self._file.read, min(self._size, _MAX_HEADER), self._at
+        items: list[str] = []
+        try:
+            for _ in range(count):
+                size = int.from_bytes(read(8), "little")
+                at += 8 + size
+                if size > _MAX_ITEM or at > end:
+                    raise self._bad(
+                        f"array {key}: entry {len(items)} has {size} bytes, more than {_MAX_ITEM} or past the end"
+                    )
+                items.append(read(size).decode("utf-8"))
+        except UnicodeDecodeError:
+            raise self._bad(f"array {key}: entry {len(items)} is not UTF-8") from None
+        if self._file.tell() != at:
+            raise FileError(f"{self.path}: array {key}: the file ended while it was read")
+        self._at = at
+        return items
 
     def _tensor(self, index: int) -> tuple[str, tuple[int, ...], int, int, int]:
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .arguments import callback, whole
+from .errors import InvalidArgumentError
+from .options import check_names
 from .questions import Question
 from .stream import Result
 from .verify import Hash
@@ -151,6 +154,11 @@ def run(
     **options: Any,
 ) -> Table:
     """Each question plain and with levels, one after the other; which goes first alternates."""
+    check_names("bench", options, more=("seed", "progress"))
+    seed = whole("seed", seed, 0, (1 << 64) - 1)
+    callback("progress", progress)
+    if not questions:
+        raise InvalidArgumentError("questions: there are none")
     rows: dict[str, Row] = {}
     plain_hash, hash = Hash(), Hash()
     warm = {**options, "max_tokens": 8}

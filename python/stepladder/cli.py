@@ -1,6 +1,7 @@
 """The command `stepladder`. Only results go to standard output; all else goes to standard error.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bad model, 4 out of memory, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bad model, 4 out of memory, 130 interrupted, 128 + n
+ended by signal n.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .errors import (
     UnsupportedError,
     VocabMismatchError,
 )
+from .output import ending_in_order
 
 FAILED, USAGE, BAD_MODEL, NO_MEMORY, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -39,13 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
         format="%(message)s",
         level=logging.INFO if args.verbose else logging.WARNING,
     )
-    # A plain kill cleans up as Ctrl-C does.
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        code = args.run(args)
-        sys.stdout.flush()
-        return code
+        # A plain kill, or a terminal that goes, cleans up as Ctrl-C does.
+        with ending_in_order():
+            code = args.run(args)
+            sys.stdout.flush()
+            return code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -284,14 +285,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _show_stats(stream: Any) -> None:
-    stats = stream.stats
-    lines = [f"{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s, first after {stats.first_token_ms:.0f} ms; "
-             f"prompt {stats.prompt_tokens} tokens, {stats.cached_tokens} from the cache; {stream.finish_reason}; "
-             f"seed {stats.seed}"]  # fmt: skip
-    for level in stats.levels:
-        lines.append(f"  {level.name}: {level.rounds} rounds of {level.acceptance_length:.2f} tokens, "
-                     f"drafting {level.draft_ms:.0f} ms, verifying {level.verify_ms:.0f} ms")  # fmt: skip
-    print("\n".join(lines), file=sys.stderr)
+    print(f"{stream.stats}\n{stream.finish_reason}; seed {stream.seed}", file=sys.stderr)
 
 
 def _chat(args: argparse.Namespace) -> int:

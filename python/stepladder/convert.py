@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InvalidArgumentError, ModelFormatError, UnsupportedError
+from .arguments import callback, choice, flag, path, shown
+from .errors import ModelFormatError, UnsupportedError
 from .gguf_file import GgufFile, GgufTensor
 from .gguf_tokenizer import Vocabulary
 from .output import SafetensorsWriter, TensorSpec, new_directory, write_json
@@ -50,9 +51,11 @@ def convert(
 
     The directory appears whole or not at all; an existing one that is not empty needs `force`.
     """
-    if dtype not in _DTYPES:
-        raise InvalidArgumentError(f"dtype={dtype!r}: one of {', '.join(_DTYPES)}")
-    with GgufFile(source) as file:
+    choice("dtype", dtype, _DTYPES)
+    flag("force", force)
+    callback("progress", progress)
+    target = path("target", target)
+    with GgufFile(path("source", source)) as file:
         plan = _Plan(file, dtype)
         with new_directory(target, force) as work:
             plan.write(work, progress or (lambda done, total: True))
@@ -67,7 +70,7 @@ class _Plan:
         self.arch = self._field("general.architecture", str)
         if self.arch not in _FAMILIES:
             raise UnsupportedError(
-                f"{file.path}: architecture {self.arch!r}; converted are {', '.join(_FAMILIES)}"
+                f"{file.path}: architecture {shown(self.arch)}; converted are {', '.join(_FAMILIES)}"
             )
         self.architecture, self.model_type, self.interleaved = _FAMILIES[self.arch]
         self.vocabulary = Vocabulary(file)
@@ -202,7 +205,7 @@ class _Plan:
 
     def _rope_scaling(self) -> dict[str, Any] | None:
         prefix = f"{self.arch}.rope.scaling."
-        kind = self.file.fields.get(prefix + "type", "none")
+        kind = self._field(prefix + "type", str, "none")
         if "rope_freqs.weight" in self.file.tensors:
             return self._llama3_scaling(self.file.tensors["rope_freqs.weight"])
         if kind == "none":
@@ -227,7 +230,7 @@ class _Plan:
                     scaling[name] = self._real(f"rope.scaling.{stored}")
             return scaling
         raise UnsupportedError(
-            f"{self.file.path}: {prefix}type is {kind!r}; linear and yarn are converted"
+            f"{self.file.path}: {prefix}type is {shown(kind)}; linear and yarn are converted"
         )
 
     def _llama3_scaling(self, tensor: GgufTensor) -> dict[str, Any]:
@@ -279,7 +282,7 @@ class _Plan:
             "bos_token_id": self.vocabulary.bos,
             "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
         }
-        window = self.file.fields.get(f"{self.arch}.attention.sliding_window")
+        window = self._field(f"{self.arch}.attention.sliding_window", int, 0)
         if window and self.arch == "mistral":
             config["sliding_window"] = window
         elif window:

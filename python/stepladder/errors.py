@@ -5,8 +5,8 @@ class Error(Exception):
     """Anything Stepladder refuses or fails at; the message says what, where and how to fix it."""
 
 
-class InvalidArgumentError(Error, ValueError):
-    """An option or request the caller can correct."""
+class InvalidArgumentError(Error, ValueError, TypeError):
+    """An option or request the caller can correct: of a wrong type, value or name."""
 
 
 class ModelFormatError(Error, ValueError):

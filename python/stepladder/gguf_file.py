@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arguments import shown
 from .errors import FileError, ModelFormatError, UnsupportedError
 
 _SCALARS = {
@@ -29,9 +30,15 @@ _SCALARS = {
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
-_MAX_HEADER = 1 << 30
+# No known model comes near these: the largest vocabularies have 262,144 tokens and twice the merges.
+_MAX_HEADER = 48 << 20  # bytes before the tensors
 _MAX_ENTRIES = 1 << 16
-_MAX_KEY = 1 << 16
+_MAX_KEY = 1024
+_MAX_NAME = 1024
+_MAX_STRING = 1 << 20
+_MAX_ITEM = 1 << 16  # bytes of a string inside an array
+_MAX_ARRAY = 1 << 20
+_MAX_STRINGS = 1 << 20  # in all arrays together
 _CHUNK = 32 << 20
 
 
@@ -57,6 +64,7 @@ class GgufFile:
         try:
             self._size = os.fstat(self._file.fileno()).st_size
             self._at = 0
+            self._strings = 0
             self.fields: dict[str, Any] = {}
             self.tensors: dict[str, GgufTensor] = {}
             self._read_header()
@@ -74,10 +82,12 @@ class GgufFile:
         return ModelFormatError(f"{self.path}: {what}; the file is damaged or not a GGUF file")
 
     def _take(self, count: int, what: str) -> bytes:
-        if count > self._size - self._at or self._at + count > _MAX_HEADER:
+        if count > self._size - self._at:
             raise self._bad(
                 f"{what} needs {count} bytes at {self._at}, past the end ({self._size})"
             )
+        if self._at + count > _MAX_HEADER:
+            raise self._bad(f"{what} ends more than {_MAX_HEADER} bytes into the header")
         data = self._file.read(count)
         if len(data) != count:
             raise FileError(f"{self.path}: {what}: the file ended while it was read")
@@ -87,8 +97,11 @@ class GgufFile:
     def _scalar(self, layout: str, what: str) -> Any:
         return struct.unpack(layout, self._take(struct.calcsize(layout), what))[0]
 
-    def _string(self, what: str) -> str:
-        data = self._take(self._scalar("<Q", f"length of {what}"), what)
+    def _string(self, what: str, limit: int = _MAX_STRING) -> str:
+        size = int.from_bytes(self._take(8, what), "little")
+        if limit < size <= self._size - self._at:
+            raise self._bad(f"{what} has {size} bytes, more than {limit}")
+        data = self._take(size, what)
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
@@ -112,9 +125,9 @@ class GgufFile:
                 f"declares {tensors} tensors and {entries} fields, more than {_MAX_ENTRIES}"
             )
         for i in range(entries):
-            key = self._string(f"key {i}")
-            if not key or len(key) > _MAX_KEY:
-                raise self._bad(f"key {i} is empty or too long")
+            key = self._string(f"key {i}", _MAX_KEY)
+            if not key:
+                raise self._bad(f"key {i} is empty")
             if key in self.fields:
                 raise self._bad(f"key {key} appears twice")
             self.fields[key] = self._value(self._scalar("<I", f"type of {key}"), key)
@@ -125,7 +138,9 @@ class GgufFile:
             or alignment & (alignment - 1)
             or alignment > 1 << 16
         ):
-            raise self._bad(f"general.alignment is {alignment!r}, not a power of two of at least 8")
+            raise self._bad(
+                f"general.alignment is {shown(alignment)}, not a power of two of at least 8"
+            )
         listed = [self._tensor(i) for i in range(tensors)]
         start = -(-self._at // alignment) * alignment
         for name, shape, kind, offset, count in listed:
@@ -157,21 +172,47 @@ class GgufFile:
         kind, count = struct.unpack("<IQ", self._take(12, f"array {key}"))
         if kind == _ARRAY:
             raise self._bad(f"array {key} nests arrays")
-        if kind == _STRING:
-            if count * 8 > self._size - self._at:
-                raise self._bad(f"array {key} declares {count} strings, more than the file holds")
-            return [self._string(key) for _ in range(count)]
-        if kind not in _SCALARS:
+        if kind != _STRING and kind not in _SCALARS:
             raise self._bad(f"array {key} has unknown type {kind}")
-        dtype = np.dtype(_SCALARS[kind])
-        return np.frombuffer(self._take(count * dtype.itemsize, f"array {key}"), dtype).tolist()
+        dtype = np.dtype(np.uint64 if kind == _STRING else _SCALARS[kind])
+        if count * dtype.itemsize > self._size - self._at:
+            raise self._bad(f"array {key} declares {count} entries, more than the file holds")
+        if count > _MAX_ARRAY:
+            raise self._bad(f"array {key} has {count} entries, more than {_MAX_ARRAY}")
+        if kind != _STRING:
+            # Not a list: that would take many times the memory.
+            return np.frombuffer(self._take(count * dtype.itemsize, f"array {key}"), dtype)
+        self._strings += count
+        if self._strings > _MAX_STRINGS:
+            raise self._bad(f"array {key} ends more than {_MAX_STRINGS} strings in all arrays")
+        return self._string_array(key, count)
+
+    def _string_array(self, key: str, count: int) -> list[str]:
+        """Strings read as _string() does, without its overhead for each of a million."""
+        read, end, at = self._file.read, min(self._size, _MAX_HEADER), self._at
+        items: list[str] = []
+        try:
+            for _ in range(count):
+                size = int.from_bytes(read(8), "little")
+                at += 8 + size
+                if size > _MAX_ITEM or at > end:
+                    raise self._bad(
+                        f"array {key}: entry {len(items)} has {size} bytes, more than {_MAX_ITEM} or past the end"
+                    )
+                items.append(read(size).decode("utf-8"))
+        except UnicodeDecodeError:
+            raise self._bad(f"array {key}: entry {len(items)} is not UTF-8") from None
+        if self._file.tell() != at:
+            raise FileError(f"{self.path}: array {key}: the file ended while it was read")
+        self._at = at
+        return items
 
     def _tensor(self, index: int) -> tuple[str, tuple[int, ...], int, int, int]:
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        name = self._string(f"name of tensor {index}")
-        if not name or len(name) > 1024:
-            raise self._bad(f"tensor {index} has an empty or overlong name")
+        name = self._string(f"name of tensor {index}", _MAX_NAME)
+        if not name:
+            raise self._bad(f"tensor {index} has an empty name")
         rank = self._scalar("<I", f"rank of {name}")
         if not 1 <= rank <= 4:
             raise self._bad(f"tensor {name} has {rank} dimensions")

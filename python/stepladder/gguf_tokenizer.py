@@ -7,6 +7,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from .arguments import shown
 from .errors import ModelFormatError, UnsupportedError
 from .gguf_file import GgufFile
 from .output import write_json
@@ -86,7 +89,7 @@ class Vocabulary:
         seen: dict[str, int] = {}
         for i, token in enumerate(self.tokens):
             if seen.setdefault(token, i) != i and self.types[i] != UNUSED:
-                raise self.bad(f"token {token!r} has the two ids {seen[token]} and {i}")
+                raise self.bad(f"token {shown(token)} has the two ids {seen[token]} and {i}")
         self.bos = self.id("bos_token_id")
         self.eos = self.id("eos_token_id")
         self.unknown = self.id("unknown_token_id")
@@ -103,6 +106,8 @@ class Vocabulary:
 
     def _get(self, name: str, kind: type, required: bool = False) -> Any:
         value = self._fields.get(f"tokenizer.ggml.{name}")
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
         if value is None and not required:
             return None
         if not isinstance(value, kind):
@@ -131,7 +136,7 @@ class Vocabulary:
             default_bos = True
         else:
             raise UnsupportedError(
-                f"{self.path}: tokenizer.ggml.model is {self.model!r}; gpt2 (byte-level BPE) and llama "
+                f"{self.path}: tokenizer.ggml.model is {shown(self.model)}; gpt2 (byte-level BPE) and llama "
                 "(SentencePiece) are converted"
             )
         write_json(directory / "tokenizer_config.json", self._config(kind, default_bos))
@@ -184,7 +189,7 @@ class Vocabulary:
         pre = self._get("pre", str) or "default"
         if pre not in _PRE:
             raise UnsupportedError(
-                f"{self.path}: tokenizer.ggml.pre is {pre!r}; known: {', '.join(sorted(_PRE))}"
+                f"{self.path}: tokenizer.ggml.pre is {shown(pre)}; known: {', '.join(sorted(_PRE))}"
             )
         cut, normalizer, whole_words = _PRE[pre]
         merges = self._get("merges", list, required=True)
@@ -194,7 +199,7 @@ class Vocabulary:
             parts = merge.split(" ") if isinstance(merge, str) else []
             if len(parts) != 2 or any(p not in vocabulary for p in (*parts, "".join(parts))):
                 raise self.bad(
-                    f"merges[{i}] is {merge!r}: not two tokens of the vocabulary that make a third"
+                    f"merges[{i}] is {shown(merge)}: not two tokens of the vocabulary that make a third"
                 )
             pairs.append(parts)
         return {

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from .arguments import path as path_text
+from .arguments import shown, string
 from .errors import FileError, InvalidArgumentError, UnsupportedError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -23,9 +25,13 @@ def cache_directory() -> Path:
 
 def resolve(name: str | os.PathLike[str]) -> Path:
     """The directory of a model given as a path or as "org/name" (or "org/name@revision")."""
-    text = os.fspath(name)
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise InvalidArgumentError(f"model: {str(text)[:80]!r} is not a path")
+    text = path_text("model", name)
+    try:
+        string("model", text)
+    except InvalidArgumentError:
+        raise InvalidArgumentError(
+            f"model: {shown(text)} is not UTF-8; rename the directory"
+        ) from None
     path = Path(text).expanduser()
     try:
         is_directory, is_file = path.is_dir(), path.is_file()
@@ -45,7 +51,10 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         )
     if _ID.fullmatch(text):
         return _cached(text)
-    raise FileError(f"{text[:500]}: no such directory")
+    raise FileError(
+        f"{text[:500]}: no such directory, and not in the Hugging Face cache {cache_directory()}, where "
+        "models are named ORG/NAME; fetch one with: hf download ORG/NAME"
+    )
 
 
 def _cached(name: str) -> Path:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from . import _core
-from .errors import InvalidArgumentError, UnsupportedError
+from .arguments import path as path_text
+from .arguments import shown, string, whole
+from .errors import FileError, InvalidArgumentError, UnsupportedError
 from .hub import resolve
 
 
@@ -56,6 +59,10 @@ class Draft:
 
 
 Level = Cast | Switch | Lookup | Draft
+_WORDS = ("lookup", "cast", "switch", "model")
+_KNOWN = "lookup, cast:FORMAT, switch:a8, model:PATH or a path"
+_FORMS = f"give Lookup(), Cast('int8'), Switch('a8'), Draft('path'), a text of {_KNOWN}, or a list of these"
+_NO_LISTS = (bytes, bytearray, memoryview, dict, set, frozenset)
 DraftOption = str | os.PathLike | Level | Iterable[str | os.PathLike | Level] | None
 
 
@@ -65,41 +72,34 @@ def to_specs(draft: DraftOption) -> list[_core.LevelSpec]:
         return []
     if isinstance(draft, (str, os.PathLike, Cast, Switch, Lookup, Draft)):
         draft = [draft]
-    if not isinstance(draft, Iterable):
-        raise InvalidArgumentError(f"draft: {draft!r} is no drafter, text or list of them")
+    if not isinstance(draft, Iterable) or isinstance(draft, _NO_LISTS) or hasattr(draft, "dtype"):
+        raise InvalidArgumentError(f"draft: {shown(draft)} is no level; {_FORMS}")
     return [spec for level in draft for spec in _specs_of(level)]
 
 
 def _specs_of(level: Any) -> list[_core.LevelSpec]:
-    if isinstance(level, str) and not os.path.isdir(level):
-        specs = _core.parse_draft(level)
-        for spec in specs:
-            if spec.kind == _core.LevelKind.model:
-                spec.path = str(resolve(spec.path))
-        return specs
+    if isinstance(level, str) and not os.path.isdir(string("draft", level)):
+        return _parsed(level)
     if isinstance(level, (str, os.PathLike)):
         level = Draft(level)
     if not isinstance(level, (Cast, Switch, Lookup, Draft)):
-        raise InvalidArgumentError(
-            f"draft: {level!r} is no drafter; use Cast, Switch, Lookup, Draft or a path"
-        )
+        raise InvalidArgumentError(f"draft: {shown(level)} is no level; {_FORMS}")
     spec = _core.LevelSpec()
     spec.tokens = _count("tokens", level.tokens)
     if isinstance(level, Cast):
-        if level.cache not in ("own", "shared"):
-            raise InvalidArgumentError(f"Cast: cache={level.cache!r}; it is 'own' or 'shared'")
-        spec.kind, spec.format = _core.LevelKind.cast, level.format
-        spec.shared_cache, spec.head = level.cache == "shared", level.head or ""
+        if not isinstance(level.cache, str) or level.cache not in ("own", "shared"):
+            raise InvalidArgumentError(f"Cast: cache={shown(level.cache)}; it is 'own' or 'shared'")
+        spec.kind, spec.format = _core.LevelKind.cast, _text("Cast: format", level.format)
+        spec.shared_cache, spec.head = level.cache == "shared", _head("Cast", level.head)
     elif isinstance(level, Switch):
-        if level.act != "a8":
-            raise UnsupportedError(f"Switch: activations {level.act!r}; a8 is the mode there is")
+        if _text("Switch: act", level.act) != "a8":
+            raise UnsupportedError(
+                f"Switch: activations {shown(level.act)}; a8 is the mode there is"
+            )
         spec.kind, spec.format = _core.LevelKind.activations, level.act
     elif isinstance(level, Draft):
-        spec.kind, spec.path, spec.head = (
-            _core.LevelKind.model,
-            str(resolve(level.path)),
-            level.head or "",
-        )
+        spec.kind, spec.path = _core.LevelKind.model, str(resolve(_path(level.path)))
+        spec.head = _head("Draft", level.head)
     else:
         spec.kind = _core.LevelKind.lookup
         spec.ngram_max = _count("longest", level.longest)
@@ -107,9 +107,39 @@ def _specs_of(level: Any) -> list[_core.LevelSpec]:
     return [spec]
 
 
+def _parsed(line: str) -> list[_core.LevelSpec]:
+    """The levels of a line of text. A word that is neither a level nor a model may be misspelt."""
+    specs = _core.parse_draft(line)
+    for spec in specs:
+        if spec.kind == _core.LevelKind.model:
+            try:
+                spec.path = str(resolve(spec.path))
+            except FileError as error:
+                near = difflib.get_close_matches(spec.path, _WORDS, 1)
+                hint = f"; did you mean {near[0]}?" if near else "."
+                raise FileError(
+                    f"draft: {shown(spec.path)} is neither a level nor a model{hint} "
+                    f"The levels are {_KNOWN} ({error})"
+                ) from None
+    return specs
+
+
+def _path(value: Any) -> str:
+    try:
+        return path_text("Draft: path", value)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"draft: {error}") from None
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidArgumentError(f"draft: {name}={shown(value)} is not text; {_FORMS}")
+    return string(f"draft: {name}", value)
+
+
+def _head(name: str, value: Any) -> str:
+    return "" if value is None else _text(f"{name}: head", value)
+
+
 def _count(name: str, value: int | None) -> int:
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 16:
-        raise InvalidArgumentError(f"draft: {name}={value!r} is not a whole number from 1 to 65535")
-    return value
+    return 0 if value is None else whole(f"draft: {name}", value, 1, (1 << 16) - 1)

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from . import _core
+from .arguments import callback, flag, string, token_ids, whole
 from .errors import InvalidArgumentError, UnsupportedError
 from .hub import resolve
 from .levels import DraftOption, to_specs
-from .options import build_request, model_sampling, token_ids, whole
+from .options import build_request, check_names, model_sampling, template_variables
 from .progress import bar
+from .prompts import Message, Prompt, checked_messages, split_prompts
 from .stops import checked_stops
 from .stream import Piece, Result, Stream, collect
 from .text import Text
 
 log = logging.getLogger("stepladder")
 
-Message = dict[str, Any]
-Prompt = str | list[Message] | list[int]
 _live: "weakref.WeakSet[Model]" = weakref.WeakSet()
 
 
@@ -63,9 +63,9 @@ def load(
     options.threads = 0 if threads is None else whole("threads", threads, 1)
     for name, value in (("device", device), ("isa", isa), ("head", head)):
         if value is not None:
-            if not isinstance(value, str):
-                raise InvalidArgumentError(f"{name}: {value!r} is not a text")
-            setattr(options, name, value)
+            setattr(options, name, string(name, value))
+    if not isinstance(progress, bool):
+        callback("progress", progress)
     text = _open_text(directory)
     started = time.monotonic()
     if callable(progress):
@@ -127,7 +127,7 @@ class Model:
 
     def detokenize(self, tokens: Iterable[int], special: bool = False) -> str:
         """Text of tokens; special ones are left out unless `special`."""
-        return self.text.decode(token_ids("tokens", list(tokens), self.text.size), special)
+        return self.text.decode(tokens, special)
 
     def stream(self, prompt: Any, **options: Any) -> Any:
         """Starts to generate: a Stream, or a list of them for a list of prompts.
@@ -138,13 +138,22 @@ class Model:
         draft=False for plain decoding; generation_config=True for the model's own sampling
         settings; tools and chat_template_kwargs for the chat template.
         """
+        check_names("stream()", options)
         prompts, many = split_prompts(prompt)
-        streams = [self._start(p, **options) for p in prompts]
+        streams: list[Stream] = []
+        try:
+            for one in prompts:
+                streams.append(self._start(one, **options))
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            raise
         return streams if many else streams[0]
 
     def generate(self, prompt: Any, **options: Any) -> Any:
         """Like stream(), but waits: a Result, or a list of them for a list of prompts, which run
         side by side as max_sequences allows."""
+        check_names("generate()", options)
         prompts, many = split_prompts(prompt)
         if not many:
             return self._start(prompts[0], **options).result()
@@ -192,18 +201,11 @@ class Model:
         stops = checked_stops(stop)
         if stops and self._text is None:
             raise InvalidArgumentError("stop: the model has no tokenizer; use stop_token_ids")
-        defaults = model_sampling(self.directory) if generation_config else None
-        variables = dict(chat_template_kwargs or {}) | (
-            {"tools": tools} if tools is not None else {}
-        )
+        own = flag("generation_config", generation_config)
+        variables = template_variables(tools, chat_template_kwargs)
         tokens = self._prompt_tokens(prompt, variables)
-        vocab = self.info.vocab
-        try:
-            request = build_request(tokens, vocab, defaults=defaults, **options)
-        except TypeError as error:
-            if "unexpected keyword" in str(error):
-                raise TypeError(str(error).replace("build_request()", "stream()")) from None
-            raise
+        defaults = model_sampling(self.directory) if own else None
+        request = build_request(tokens, self.info.vocab, defaults=defaults, **options)
         if not request.ignore_eos:
             request.stop_token_ids = [*request.stop_token_ids, *self._end]
         core = self._engine.submit(request)
@@ -220,7 +222,7 @@ class Model:
             self.text.check_length(prompt, context, "prompt")
             tokens = self.text.encode(prompt)
         elif len(prompt) and isinstance(prompt[0], dict):
-            tokens = self.text.encode_chat(checked_messages(prompt), context=context, **variables)
+            tokens = self.text.encode_chat(prompt, context=context, **variables)
         else:
             if len(prompt) > context:
                 raise InvalidArgumentError(
@@ -235,8 +237,9 @@ class Model:
         """A conversation that remembers its turns; options are defaults for every turn."""
         return Chat(self, system, options)
 
-    def verify(self, prompts: list[Prompt] | None = None, **options: Any) -> Any:
-        """Runs prompts with the levels on and off and compares tokens and logits bit for bit."""
+    def verify(self, prompts: Prompt | list[Prompt] | None = None, **options: Any) -> Any:
+        """Runs a prompt, or a list of them, with the levels on and off and compares tokens and logits
+        bit for bit."""
         from .verify import BUILT_IN, compare
 
         return compare(self, BUILT_IN if prompts is None else prompts, **options)
@@ -259,64 +262,21 @@ class Model:
         )
 
 
-def split_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
-    """The prompts in an argument, and whether it was a list of prompts."""
-    if isinstance(prompt, str):
-        return [prompt], False
-    if hasattr(prompt, "tolist"):
-        prompt = prompt.tolist()
-    if not isinstance(prompt, (list, tuple)):
-        raise InvalidArgumentError(
-            f"prompt: {type(prompt).__name__} is not text, messages, token ids or a list of them"
-        )
-    if not prompt:
-        raise InvalidArgumentError("prompt: it is empty")
-    if isinstance(prompt[0], (str, list, tuple)) or hasattr(prompt[0], "tolist"):
-        if isinstance(prompt[0], (str, list, tuple)) or prompt[0].ndim:
-            return [split_prompts(p)[0][0] for p in prompt], True
-    return [list(prompt)], False
-
-
-def checked_messages(messages: Any) -> list[Message]:
-    """Messages that are dicts with a role and content."""
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise InvalidArgumentError(f"messages[{i}]: not a dict with a role")
-        content = message.get("content")
-        if content is None and not message.get("tool_calls"):
-            raise InvalidArgumentError(f"messages[{i}]: content is missing")
-        if content is not None and not isinstance(content, (str, list)):
-            raise InvalidArgumentError(
-                f"messages[{i}]: content is a {type(content).__name__}, not text"
-            )
-    return [{**m, "content": _joined(m.get("content"), i)} for i, m in enumerate(messages)]
-
-
-def _joined(content: Any, index: int) -> str:
-    """Content given in parts ({"type": "text", "text": ...}) as one text."""
-    if not isinstance(content, list):
-        return content or ""
-    for part in content:
-        if (
-            not isinstance(part, dict)
-            or part.get("type") != "text"
-            or not isinstance(part.get("text"), str)
-        ):
-            raise UnsupportedError(f"messages[{index}]: content has a part that is not text")
-    return "".join(part["text"] for part in content)
-
-
 class Chat:
     """A conversation. Each turn's prompt begins with the turns before it, whose cache is reused."""
 
     def __init__(self, model: Model, system: str | None, options: dict[str, Any]):
+        check_names("chat()", options)
         self._model, self._options = model, options
         self.messages: list[Message] = (
-            [] if system is None else [{"role": "system", "content": system}]
+            [] if system is None else [{"role": "system", "content": string("system", system)}]
         )
 
     def send(self, text: str, **options: Any) -> "ChatStream":
         """Says `text`; the answer joins the conversation when its stream ends."""
+        check_names("send()", options)
+        text = string("text", text)
+        checked_messages(self.messages)
         messages = [*self.messages, {"role": "user", "content": text}]
         stream = self._model.stream(messages, **{**self._options, **options})
         self.messages = messages

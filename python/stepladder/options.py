@@ -2,65 +2,38 @@
 
 from __future__ import annotations
 
-import math
-import operator
+import inspect
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from . import _core
-from .errors import InvalidArgumentError, UnsupportedError
+from .arguments import flag, known_names, real, shown, token_ids, whole
+from .errors import InvalidArgumentError, ModelFormatError, UnsupportedError
 from .text import read_json
 
-_INT_MAX = (1 << 31) - 1
+MAX_LOGPROBS = 20  # the engine's own limit
 # What a generation_config.json may ask for that no option here can do, with the value that is "off".
 _OTHER_SAMPLING = {
     "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "num_beams": 1, "penalty_alpha": 0,
     "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1, "diversity_penalty": 0, "top_h": 1,
 }  # fmt: skip
 _FROM_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-
-
-def whole(name: str, value: Any, low: int, high: int = _INT_MAX) -> int:
-    """`value` as an int in low..high."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise InvalidArgumentError(f"{name}: {str(value)[:80]!r} is not a whole number") from None
-    if not low <= number <= high:
-        raise InvalidArgumentError(
-            f"{name}: {number if abs(number) < 1 << 70 else 'the number'} is not from {low} to {high}"
-        )
-    return number
-
-
-def real(name: str, value: Any) -> float:
-    """`value` as a finite float."""
-    if isinstance(value, (bool, str, bytes)):
-        raise InvalidArgumentError(f"{name}: {str(value)[:80]!r} is not a number")
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidArgumentError(f"{name}: {str(value)[:80]!r} is not a number") from None
-    if not math.isfinite(number) or abs(number) > 1e30:
-        raise InvalidArgumentError(f"{name}: {number} is out of range")
-    return number
-
-
-def token_ids(name: str, values: Any, vocab: int) -> list[int]:
-    """Token ids, checked against the vocabulary."""
-    if isinstance(values, (str, bytes, dict)) or not hasattr(values, "__len__"):
-        raise InvalidArgumentError(f"{name}: {str(values)[:80]!r} is not a list of token ids")
-    values = values.tolist() if hasattr(values, "tolist") else values
-    return [whole(f"{name}[{i}]", v, 0, vocab - 1) for i, v in enumerate(values)]
+# What the options are called elsewhere.
+_ELSEWHERE = {
+    "max_new_tokens": "max_tokens", "max_length": "max_tokens", "n_predict": "max_tokens", "num_predict": "max_tokens",
+    "temp": "temperature", "stop_strings": "stop", "stop_sequences": "stop", "eos_token_id": "stop_token_ids",
+    "repeat_penalty": "repetition_penalty", "top_logprobs": "logprobs", "random_seed": "seed",
+}  # fmt: skip
 
 
 def model_sampling(directory: Path) -> dict[str, Any]:
     """The sampling settings of generation_config.json."""
     path = directory / "generation_config.json"
     config = read_json(path) or {}
+    if not isinstance(config, dict):
+        raise ModelFormatError(f"{path}: not a JSON object")
     for name, off in _OTHER_SAMPLING.items():
         if config.get(name) not in (None, off, False):
             raise UnsupportedError(
@@ -110,32 +83,82 @@ def build_request(
     request = _core.Request()
     request.prompt, request.sampling = prompt, sampling
     request.max_tokens = whole("max_tokens", max_tokens, 1)
-    request.logprobs = -1 if logprobs is None else whole("logprobs", logprobs, 0)
+    request.logprobs = -1 if logprobs is None else _logprobs(logprobs)
     request.stop_token_ids = (
         [] if stop_token_ids is None else token_ids("stop_token_ids", stop_token_ids, vocab)
     )
-    for name, flag in (("ignore_eos", ignore_eos), ("draft", draft)):
-        if not isinstance(flag, bool):
-            raise InvalidArgumentError(f"{name}: {flag!r} is not True or False")
-    request.ignore_eos, request.draft = ignore_eos, draft
+    request.ignore_eos = flag("ignore_eos", ignore_eos)
+    if not isinstance(draft, bool):
+        raise InvalidArgumentError(
+            f"draft: {shown(draft)} is not True or False; the levels themselves are named in load()"
+        )
+    request.draft = draft
     return request
+
+
+_REQUEST = {
+    n for n, p in inspect.signature(build_request).parameters.items() if p.kind is p.KEYWORD_ONLY
+} - {"defaults"}  # fmt: skip
+OPTIONS = _REQUEST | {"stop", "generation_config", "tools", "chat_template_kwargs"}
+
+
+def check_names(where: str, options: Iterable[str], more: Iterable[str] = ()) -> None:
+    """Refuses options that no request has, in the name of the function they were given to."""
+    known_names(where, options, OPTIONS | set(more), _ELSEWHERE)
+
+
+def _logprobs(value: Any) -> int:
+    try:
+        return whole("logprobs", value, 0, MAX_LOGPROBS)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(
+            f"{error}; it is how many of the likeliest tokens to list beside the chosen one, "
+            f"at most {MAX_LOGPROBS}, or None for no log-probabilities"
+        ) from None
 
 
 def _bias(bias: Any, vocab: int) -> list[tuple[int, float]]:
     if not isinstance(bias, dict):
         raise InvalidArgumentError(
-            f"logit_bias: {type(bias).__name__} is not a dict from token id to number"
+            f"logit_bias: {shown(bias)} is not a dict from token id to number, such as {{42: -100.0}}"
         )
     if len(bias) > vocab:
-        raise InvalidArgumentError(f"logit_bias: {len(bias)} entries for a vocabulary of {vocab}")
+        raise InvalidArgumentError(
+            f"logit_bias: {len(bias)} entries for a vocabulary of {vocab}; one a token is the most"
+        )
     pairs = []
     for key, value in bias.items():
-        id = (
-            int(key)
-            if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20
-            else key
-        )
-        pairs.append(
-            (whole("logit_bias: token", id, 0, vocab - 1), real(f"logit_bias[{id}]", value))
-        )
+        id = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20 else key  # fmt: skip
+        try:
+            token = whole("logit_bias", id, 0, vocab - 1)
+        except InvalidArgumentError:
+            raise InvalidArgumentError(
+                f"logit_bias: {shown(key)} is no token id; ids are whole numbers from 0 to {vocab - 1}"
+            ) from None
+        pairs.append((token, real(f"logit_bias[{token}]", value)))
     return pairs
+
+
+def template_variables(tools: Any, variables: Any) -> dict[str, Any]:
+    """What a chat template sees beside the messages: chat_template_kwargs, and tools."""
+    if tools is not None and not isinstance(tools, (list, tuple)):
+        raise InvalidArgumentError(f"tools: {shown(tools)} is not a list of tools, each a dict")
+    for i, tool in enumerate(tools or ()):
+        if not isinstance(tool, dict):
+            raise InvalidArgumentError(f"tools[{i}]: {shown(tool)} is not a dict")
+    if variables is None:
+        variables = {}
+    if not isinstance(variables, dict):
+        raise InvalidArgumentError(
+            f"chat_template_kwargs: {shown(variables)} is not a dict from name to value"
+        )
+    for name in variables:
+        if (
+            not isinstance(name, str)
+            or not name.isidentifier()
+            or name in ("self", "messages", "context")
+        ):
+            raise InvalidArgumentError(
+                f"chat_template_kwargs: {shown(name)} cannot be the name of a variable"
+            )
+    return variables if tools is None else {**variables, "tools": list(tools)}

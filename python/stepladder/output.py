@@ -4,16 +4,44 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import FileError, InvalidArgumentError
 
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 SHARD_BYTES = 5 << 30
 BITS = {"F32": 32, "BF16": 16, "F16": 16, "I64": 64, "I32": 32, "I8": 8, "U8": 8}
+
+
+@contextmanager
+def ending_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, by an exception: SystemExit(128 + number).
+
+    Only in the main thread, and only where nobody has said what these signals do: under nohup a
+    hangup stays ignored. Once one has come both are ignored, so that what cleans up is left alone.
+    """
+
+    def end(number: int, frame: object) -> None:
+        for each in replaced:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    replaced: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        replaced += [s for s in _ENDINGS if signal.getsignal(s) is signal.SIG_DFL]
+    try:
+        for number in replaced:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -21,7 +49,7 @@ def new_directory(path: str | os.PathLike[str], force: bool = False) -> Iterator
     """Yields an empty directory beside `path` that takes its place on success.
 
     An existing `path` must be empty, or hold a model (config.json) and `force` be set. Whatever
-    ends the block early, Ctrl-C and a full disk included, leaves `path` as it was.
+    ends the block early, Ctrl-C, SIGTERM, SIGHUP and a full disk included, leaves `path` as it was.
     """
     target = Path(os.path.abspath(path))
     _check_replaceable(target)
@@ -32,23 +60,42 @@ def new_directory(path: str | os.PathLike[str], force: bool = False) -> Iterator
             raise FileError(
                 f"{target}: --force replaces model directories only; no config.json here"
             )
+    # Named before they are made, so that no signal can come between the two.
+    mark = secrets.token_hex(4)
+    work = target.with_name(f".{target.name}.partial-{mark}")
+    old = target.with_name(f".{target.name}.old-{mark}")
+    with ending_in_order():
+        try:
+            _make(work, target)
+            yield work
+            work.chmod(0o755)
+            _replace(work, target, old)
+        except OSError as error:
+            if isinstance(error, FileError):
+                raise
+            raise FileError(f"{target}: writing failed: {error.strerror or error}") from error
+        finally:
+            # What stood there is let go only once something stands there again.
+            _remove(work, old) if target.exists() else _remove(work)
+
+
+def _remove(*directories: Path) -> None:
+    try:
+        for directory in directories:
+            shutil.rmtree(directory, ignore_errors=True)
+    except BaseException:
+        # A signal came in the middle.
+        for directory in directories:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def _make(work: Path, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        work.mkdir(0o700)
     except OSError as error:
         raise FileError(f"{target}: cannot write there: {error.strerror}") from error
-    try:
-        yield work
-        work.chmod(0o755)
-        _replace(work, target)
-    except OSError as error:
-        shutil.rmtree(work, ignore_errors=True)
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"{target}: writing failed: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 def _check_replaceable(target: Path) -> None:
@@ -59,20 +106,17 @@ def _check_replaceable(target: Path) -> None:
         raise FileError(f"{target}: is a file, not a directory; name a directory to write")
 
 
-def _replace(work: Path, target: Path) -> None:
+def _replace(work: Path, target: Path, old: Path) -> None:
+    """`work` becomes `target`, or `target` stays; what stood there is left in `old`."""
     _check_replaceable(target)
-    if not target.exists():
-        os.rename(work, target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-    os.rename(target, old / "was")
     try:
+        if target.exists():
+            os.rename(target, old)
         os.rename(work, target)
     except BaseException:
-        os.rename(old / "was", target)
+        if old.exists() and not target.exists():
+            os.rename(old, target)
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 class TensorSpec:

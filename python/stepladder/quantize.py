@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _core
+from .arguments import callback, choice, flag, path, whole
 from .errors import FileError, InvalidArgumentError, UnsupportedError
 from .hub import resolve
 from .output import SafetensorsWriter, TensorSpec, new_directory, write_json
@@ -116,11 +117,13 @@ def quantize(
     `group`: weights per scale where the format has groups (0: its default). `head`: a format for
     the output matrix, which otherwise stays as it is. Returns the path of `target`.
     """
-    for name, value in (("format", format), ("head", head)):
-        if value is not None and value not in _LAYOUTS:
-            raise InvalidArgumentError(f"{name}={value!r}: one of {', '.join(FORMATS)}")
-    if isinstance(group, bool) or not isinstance(group, int) or not 0 <= group <= 4096:
-        raise InvalidArgumentError(f"group={group!r} is not a whole number from 0 to 4096")
+    choice("format", format, FORMATS)
+    if head is not None:
+        choice("head", head, FORMATS)
+    group = whole("group", group, 0, 4096)
+    flag("force", force)
+    callback("progress", progress)
+    target = path("target", target)
     directory = resolve(source)
     _core.inspect(str(directory))  # checks every header before anything is written
     with _Job(directory, format, group, head) as job, new_directory(target, force) as work:
@@ -262,9 +265,9 @@ class _Job:
             )
             jobs.append(("model.embed_tokens.weight", "lm_head", self._head))
         write_json(work / "config.json", self._new_config())
-        for path in sorted(self._directory.iterdir()):
-            if path.is_file() and _COPIED.fullmatch(path.name):
-                shutil.copyfile(path, work / path.name)
+        for file in sorted(self._directory.iterdir()):
+            if file.is_file() and _COPIED.fullmatch(file.name):
+                shutil.copyfile(file, work / file.name)
         total = sum(self._tensors[name].bytes for name, _, _ in jobs)
         done = 0
         writer = SafetensorsWriter(work, specs)

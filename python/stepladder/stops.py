@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .arguments import shown
 from .errors import InvalidArgumentError
 
 MAX_STOPS, MAX_STOP = 64, 4096
@@ -12,7 +13,7 @@ def checked_stops(stop: object) -> list[str]:
     stops = [stop] if isinstance(stop, str) else [] if stop is None else stop
     if not isinstance(stops, (list, tuple)) or not all(isinstance(s, str) and s for s in stops):
         raise InvalidArgumentError(
-            f"stop: {str(stop)[:80]!r} is not a text, or a list of texts, none empty"
+            f"stop: {shown(stop)} is not a text, or a list of texts, none empty"
         )
     if len(stops) > MAX_STOPS or any(len(s) > MAX_STOP for s in stops):
         raise InvalidArgumentError(

@@ -57,6 +57,12 @@ class LevelStats:
     acceptance_length: float
     acceptance_by_position: list[float]
 
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.rounds} rounds of {self.acceptance_length:.2f} tokens, "
+            f"drafting {self.draft_ms:.0f} ms, verifying {self.verify_ms:.0f} ms"
+        )
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -77,6 +83,15 @@ class Stats:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+    def __str__(self) -> str:
+        """A line for the whole and one for each level; repr() has every field."""
+        lines = [
+            f"{self.tokens} tokens, {self.tokens_per_second:.1f} tokens/s, "
+            f"first after {self.first_token_ms:.0f} ms; prompt {self.prompt_tokens} tokens, "
+            f"{self.cached_tokens} from the cache"
+        ]
+        return "\n".join([*lines, *(f"  {level}" for level in self.levels)])
 
 
 def _stats(core: _core.Stats) -> Stats:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .arguments import flag, shown, string, token_ids, whole
 from .errors import FileError, InvalidArgumentError, ModelFormatError, UnsupportedError
+from .prompts import checked_messages
 from .text_template import ChatTemplate
 
 MAX_FILE_BYTES = 256 << 20
 MAX_TEXT = 16 << 20  # characters given to a tokenizer at once
+MAX_JSON_STRING = 2 << 20
 MAX_TOKEN_BYTES = 1 << 16
 
 
@@ -24,13 +27,26 @@ def read_json(path: Path, limit: int = MAX_FILE_BYTES) -> Any:
             return None
         if path.stat().st_size > limit:
             raise ModelFormatError(f"{path}: larger than {limit} bytes")
+        _check_strings(path)
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique(path))
+    except ModelFormatError:
+        raise
     except OSError as error:
         raise FileError(f"{path}: cannot read: {error.strerror}") from error
     except RecursionError:
         raise ModelFormatError(f"{path}: nested too deeply") from None
     except ValueError as error:
         raise ModelFormatError(f"{path}: not valid JSON: {str(error)[:200]}") from None
+
+
+def _check_strings(path: Path) -> None:
+    """Refuses a text of megabytes before the file is in memory as a whole."""
+    run = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 16):
+            run = 0 if b'"' in block else run + len(block)
+            if run > MAX_JSON_STRING:
+                raise ModelFormatError(f"{path}: holds a text of more than {MAX_JSON_STRING} bytes")
 
 
 def _unique(path: Path):
@@ -91,16 +107,14 @@ class Text:
             id = self._core.token_id(content)
             if id is None:
                 raise ModelFormatError(
-                    f"{self.directory / 'tokenizer_config.json'}: {key} {content!r} is no token"
+                    f"{self.directory / 'tokenizer_config.json'}: {key} {shown(content)} is no token"
                 )
             return Special(id, content, True)
         return self.specials[content]
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes a token adds to the text; those of a special token are its own name."""
-        if not 0 <= id < self.size:
-            raise InvalidArgumentError(f"token {id} is not in the vocabulary of {self.size}")
-        return self._core.token_bytes(id)
+        return self._core.token_bytes(whole("token", id, 0, self.size - 1))
 
     def is_control(self, id: int) -> bool:
         """Whether the token is left out of text."""
@@ -127,7 +141,10 @@ class Text:
     def encode(self, text: str, special: bool = True, bos: bool | None = None) -> list[int]:
         """Tokens of `text`. `special`: special tokens in it are recognised. `bos`: whether one is
         put in front (None: as the model's files say); never a second one."""
-        text = _valid(text)
+        text = string("text", text)
+        flag("special", special)
+        if bos is not None:
+            flag("bos", bos)
         self.check_length(text, None, "text")
         ids = self._core.encode(text, special=special)
         if bos if bos is not None else self._core.adds_bos:
@@ -145,6 +162,7 @@ class Text:
         **variables: Any,
     ) -> list[int]:
         """Tokens of `messages` in the model's chat template."""
+        messages = checked_messages(messages)
         self.check_length(_all_text(messages), context, "messages")
         guard = _Guard([s.content for s in self._core.specials if s.special])
         messages = guard.hide(messages)
@@ -167,6 +185,7 @@ class Text:
                 f"{self.directory}: the model has no chat template; give the prompt as text, or set chat_template "
                 "in tokenizer_config.json"
             )
+        messages = checked_messages(messages)
         names = {
             "bos_token": self.bos.content if self.bos else "",
             "eos_token": self.eos.content if self.eos else "",
@@ -192,7 +211,11 @@ class Text:
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of tokens; control tokens are left out unless `special`."""
-        kept = [i for i in ids if special or not self.is_control(i)]
+        flag("special", special)
+        if isinstance(ids, Iterator):
+            ids = list(ids)
+        checked = token_ids("tokens", ids, self.size)
+        kept = [i for i in checked if special or not self.is_control(i)]
         text = b"".join(self.token_bytes(i) for i in kept).decode("utf-8", "replace")
         return text[1:] if self._core.adds_space and text.startswith(" ") else text
 
@@ -203,16 +226,6 @@ class Text:
     def vocabulary(self) -> list[bytes | None]:
         """What each id stands for; None where an id is unused."""
         return self._core.vocabulary()
-
-
-def _valid(text: str) -> str:
-    if not isinstance(text, str):
-        raise InvalidArgumentError(f"text: {type(text).__name__} is not a string")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidArgumentError(f"text: a lone surrogate at character {error.start}") from None
-    return text
 
 
 def _all_text(value: Any, depth: int = 0) -> str:
@@ -271,7 +284,7 @@ class _Guard:
     def hide(self, value: Any, depth: int = 0) -> Any:
         """`value` with every string in it marked where needed."""
         if isinstance(value, str):
-            return self._hide(_valid(value))
+            return self._hide(string("messages", value))
         if depth > 32:
             raise InvalidArgumentError("messages: nested too deeply")
         if isinstance(value, dict):
@@ -321,7 +334,7 @@ def _open_core(directory: Path, config: dict[str, Any]):
     for special in core.specials:
         if not 0 <= special.id < core.size:
             raise ModelFormatError(
-                f"{directory}: special token {special.content!r} has id {special.id}, "
+                f"{directory}: special token {shown(special.content)} has id {special.id}, "
                 f"outside the vocabulary of {core.size}"
             )
         if seen.setdefault(special.id, special.content) != special.content:

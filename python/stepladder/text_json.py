@@ -8,8 +8,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from .arguments import shown
 from .errors import InvalidArgumentError, ModelFormatError, UnsupportedError
 from .text import MAX_FILE_BYTES, MAX_TOKEN_BYTES, Special, read_json
+from .text_growth import check_affixes, check_growth, growth
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -29,6 +31,8 @@ class JsonTokenizer:
             raise ModelFormatError(f"{path}: no tokenizer model in it")
         for pattern in _patterns(tree):
             _check_pattern(pattern, path)
+        check_affixes(tree["model"], path)
+        self._growth = growth(tree.get("normalizer"), path)
         self._tree = tree
         # Padding and truncation are the caller's business, and a bos token is put in by Text.
         self._tokenizer = self._build(
@@ -92,7 +96,7 @@ class JsonTokenizer:
                 ) from None
             if self._tokenizer.token_to_id(token.content) != token.id:
                 raise ModelFormatError(
-                    f"{self._path}: added token {token.content!r} has not the id {token.id}"
+                    f"{self._path}: added token {shown(token.content)} has not the id {token.id}"
                 )
             found[token.content] = token
         return list(found.values())
@@ -111,6 +115,7 @@ class JsonTokenizer:
         return bool(config.get("add_bos_token"))
 
     def encode(self, text: str, special: bool, first: bool = True) -> list[int]:
+        check_growth(text, self._growth, self._path)
         try:
             with self._lock:
                 tokenizer = self._tokenizer if first else self._without_prefix()

@@ -8,6 +8,7 @@ from typing import Any
 
 from .errors import FileError, ModelFormatError
 from .text import MAX_FILE_BYTES, MAX_TOKEN_BYTES, Special
+from .text_growth import check_growth, longest_replacement
 from .text_json import spell_piece
 
 SPACE = "\u2581"
@@ -26,6 +27,8 @@ class SentencePieceTokenizer:
             data = path.read_bytes()
         except OSError as error:
             raise FileError(f"{path}: cannot read: {error.strerror}") from error
+        tables = [t for spec in _parts(data, 3, path) for t in _parts(spec, 2, path)]
+        self._growth = max((longest_replacement(bytes(t), path) for t in tables), default=1)
         self._model = SentencePieceProcessor()
         try:
             loaded = self._model.LoadFromSerializedProto(data)
@@ -84,6 +87,7 @@ class SentencePieceTokenizer:
         return list(found.values())
 
     def encode(self, text: str, special: bool, first: bool = True) -> list[int]:
+        check_growth(text, self._growth, self._path)
         ids: list[int] = []
         at = 0
         splitter = self._splitter if special else self._plain_splitter
@@ -117,3 +121,35 @@ class SentencePieceTokenizer:
             self.token_bytes(i) if i < known or i in self._special_ids else None
             for i in range(self.size)
         ]
+
+
+def _parts(message: bytes | memoryview, number: int, path: Path) -> list[memoryview]:
+    """The texts and messages of one field of a protobuf message."""
+    view, found, at = memoryview(message), [], 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = view[at]
+            value |= (byte & 127) << shift
+            at, shift = at + 1, shift + 7
+            if byte < 128 or shift > 63:
+                return value
+
+    try:
+        while at < len(view):
+            key = varint()
+            if key & 7 == 0:
+                varint()
+                continue
+            fixed = {1: 8, 5: 4}.get(key & 7)
+            size = varint() if key & 7 == 2 else len(view) + 1 if fixed is None else fixed
+            at += size
+            if at > len(view):
+                raise IndexError
+            if key == number << 3 | 2:
+                found.append(view[at - size : at])
+    except IndexError:
+        raise ModelFormatError(f"{path}: not a SentencePiece model: it ends too soon") from None
+    return found

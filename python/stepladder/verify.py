@@ -7,12 +7,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from .arguments import callback, whole
 from .errors import InvalidArgumentError
+from .options import check_names
+from .prompts import split_prompts
 from .questions import BUILT_IN as _QUESTIONS
 from .stream import Result
 
 if TYPE_CHECKING:
-    from .model import Model, Prompt
+    from .model import Model
+    from .prompts import Prompt
 
 BUILT_IN: list["Prompt"] = [q.messages() for q in _QUESTIONS]
 
@@ -102,7 +106,7 @@ def _bits(value: float) -> bytes:
 
 def compare(
     model: "Model",
-    prompts: list["Prompt"],
+    prompts: "Prompt | list[Prompt]",
     *,
     side_by_side: int = 1,
     seed: int = 0,
@@ -113,14 +117,13 @@ def compare(
 
     `options` are those of a request; prompt i samples with seed + i.
     """
-    if not prompts:
-        raise InvalidArgumentError("prompts: there are none")
     if "draft" in options:
-        raise InvalidArgumentError("draft: verify sets it itself")
-    if not isinstance(side_by_side, int) or side_by_side < 1:
-        raise InvalidArgumentError(
-            f"side_by_side: {side_by_side!r} is not a whole number of 1 or more"
-        )
+        raise InvalidArgumentError("draft: verify sets it itself; the levels are named in load()")
+    check_names("verify()", options, more=("side_by_side", "seed", "progress"))
+    side_by_side = whole("side_by_side", side_by_side, 1)
+    seed = whole("seed", seed, 0, (1 << 64) - 1)
+    callback("progress", progress)
+    prompts, _ = split_prompts(prompts, "prompts")
     plain_hash, hash, found, tokens = Hash(), Hash(), [], 0
     for first in range(0, len(prompts), side_by_side):
         batch = list(enumerate(prompts))[first : first + side_by_side]

@@ -11,6 +11,7 @@ import time
 import pytest
 import stepladder
 import tiny
+from conftest import ROOT
 from stepladder.cli import main
 
 QUESTIONS = [
@@ -32,7 +33,7 @@ def questions(tmp_path):
 @pytest.fixture(autouse=True)
 def handlers():
     """main() sets signal handlers; the tests' own come back."""
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -233,6 +234,13 @@ CODES = {
     "empty prompt": (["generate", "{tiny}", "", "--raw"], 2, "prompt"),
     "bad draft": (["generate", "{tiny}", "x", "--draft", "cast:w1a1"], (2, 3), "w1a1"),
     "draft missing": (["generate", "{tiny}", "x", "--draft", "model:{tmp}/none"], 3, "none"),
+    "draft misspelt": (
+        ["generate", "{tiny}", "x", "--draft", "foo"],
+        3,
+        "lookup, cast:FORMAT, switch:a8, model:PATH",
+    ),
+    "bare name": (["generate", "nope", "x"], 3, "no such directory"),
+    "how to fetch": (["generate", "nope", "x"], 3, "hf download"),
     "bad head": (["generate", "{tiny}", "x", "--head", "q9"], (2, 3), "q9"),
     "convert nothing": (["convert", "{tmp}/none.gguf", "{tmp}/out"], (1, 3), "none.gguf"),
     "convert garbage": (["convert", "{bad}/config.json", "{tmp}/out"], 3, "GGUF"),
@@ -270,6 +278,50 @@ def test_out_of_memory_has_its_code(capsys, tiny_dir, monkeypatch):
     monkeypatch.setattr("stepladder.model.load", full)
     code, out, err = run(capsys, "generate", tiny_dir, "x")
     assert (code, out) == (4, "") and "9 GB" in err
+
+
+@pytest.mark.parametrize(
+    "error, wanted",
+    [
+        (stepladder.InvalidArgumentError, 2),
+        (stepladder.ModelFormatError, 3),
+        (stepladder.UnsupportedError, 3),
+        (stepladder.VocabMismatchError, 3),
+        (stepladder.OutOfMemoryError, 4),
+        (MemoryError, 4),
+        (stepladder.FileError, 3),
+        (stepladder.InternalError, 1),
+        (stepladder.CancelledError, 1),
+        (OSError, 1),
+        (KeyboardInterrupt, 130),
+    ],
+)
+def test_each_error_has_the_code_of_the_readme(capsys, tiny_dir, monkeypatch, error, wanted):
+    def fail(*args, **options):
+        raise error("what went wrong")
+
+    monkeypatch.setattr("stepladder.model.load", fail)
+    code, out, err = run(capsys, "generate", tiny_dir, "x")
+    assert (code, out) == (wanted, "") and "Traceback" not in err
+    assert "what went wrong" in err or error is KeyboardInterrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_program_with_its_code(tiny_dir, number):
+    process = slow("generate", tiny_dir, "the", *LONG)
+    assert process.stdout.read(1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number and "Traceback" not in err
+
+
+def test_the_readme_tells_errors_stats_and_exit_codes():
+    text = (ROOT / "README.md").read_text()
+    for name in (*(n for n in stepladder.__all__ if n.endswith("Error") and n != "Error"), *vars(stepladder.Stats(*[0] * 7)),
+                 *stepladder.LevelStats.__dataclass_fields__):  # fmt: skip
+        assert f"`{name}`" in text, name
+    for code in (0, 1, 2, 3, 4, 129, 130, 143):
+        assert f"| {code} |" in text, code
 
 
 def command(*arguments, **options):

@@ -322,6 +322,23 @@ def test_stats(tiny_model):
     assert again.stats.cached_tokens >= 90
 
 
+@pytest.mark.parametrize("draft", [True, False])
+def test_stats_print_in_a_few_lines(tiny_model, draft):
+    """repr() keeps every field."""
+    s = tiny_model.generate(PROMPT, max_tokens=30, ignore_eos=True, draft=draft).stats
+    lines = str(s).splitlines()
+    assert len(lines) == 1 + len(s.levels) <= 4 and all(len(line) < 120 for line in lines)
+    for part in (f"{s.tokens} tokens", f"{s.tokens_per_second:.1f} tokens/s", f"{s.first_token_ms:.0f} ms",
+                 f"prompt {s.prompt_tokens} tokens", f"{s.cached_tokens} from the cache"):  # fmt: skip
+        assert part in lines[0]
+    for level, line in zip(s.levels, lines[1:]):
+        assert line.strip() == str(level) and level.name in line
+        assert f"{level.acceptance_length:.2f} tokens" in line
+        assert f"{level.draft_ms:.0f} ms" in line and f"{level.verify_ms:.0f} ms" in line
+    for value in (s, *s.levels):
+        assert all(f"{name}=" in repr(value) for name in vars(value))
+
+
 def test_chat_reuses_the_first_turn_and_equals_a_fresh_engine(tiny_dir):
     with stepladder.load(tiny_dir, draft="lookup", threads=1) as model:
         chat = model.chat("be brief", max_tokens=16)

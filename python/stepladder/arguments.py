@@ -1,0 +1,129 @@
+"""Checks of what callers pass: every public argument is checked by name before it is used."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+import operator
+import os
+import reprlib
+from collections.abc import Iterable
+from typing import Any
+
+from .errors import InvalidArgumentError
+
+INT_MAX = (1 << 31) - 1
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60
+
+
+def shown(value: Any) -> str:
+    """`value` for a message: short whatever it is."""
+    try:
+        return _short.repr(value)[:80]
+    except Exception:  # a repr that fails must not hide what is wrong with the argument
+        return f"a {type(value).__name__}"
+
+
+def whole(name: str, value: Any, low: int, high: int = INT_MAX) -> int:
+    """`value` as an int in low..high."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidArgumentError(
+            f"{name}: {shown(value)} is not a whole number; give one from {low} to {high}"
+        ) from None
+    if not low <= number <= high:
+        raise InvalidArgumentError(
+            f"{name}: {number if abs(number) < 1 << 70 else 'the number'} is not from {low} to {high}"
+        )
+    return number
+
+
+def real(name: str, value: Any) -> float:
+    """`value` as a finite float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InvalidArgumentError(f"{name}: {shown(value)} is not a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or abs(number) > 1e30:
+        raise InvalidArgumentError(f"{name}: {number} is out of range; it must be finite")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value`, which must be True or False."""
+    if not isinstance(value, bool):
+        raise InvalidArgumentError(f"{name}: {shown(value)} is not True or False")
+    return value
+
+
+def string(name: str, value: Any) -> str:
+    """`value`, which must be text that UTF-8 can hold."""
+    if not isinstance(value, str):
+        raise InvalidArgumentError(f"{name}: {shown(value)} is not text; give a str")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(f"{name}: a lone surrogate at character {error.start}") from None
+    return value
+
+
+def path(name: str, value: Any) -> str:
+    """`value` as the text of a path."""
+    try:
+        text = os.fspath(value)
+        os.fsencode(text)
+    except (TypeError, UnicodeEncodeError):
+        text = None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InvalidArgumentError(
+            f"{name}: {shown(value)} is not a path; give a str or a pathlib.Path that is not empty"
+        )
+    return text
+
+
+def choice(name: str, value: Any, known: Iterable[str]) -> str:
+    """`value`, which must be one of `known`."""
+    names = list(known)
+    if not isinstance(value, str) or value not in names:
+        raise InvalidArgumentError(f"{name}={shown(value)}: one of {', '.join(names)}")
+    return value
+
+
+def callback(name: str, value: Any) -> Any:
+    """`value`, which must be None or a function."""
+    if value is not None and not callable(value):
+        raise InvalidArgumentError(
+            f"{name}: {shown(value)} is not a function of done and total, nor None"
+        )
+    return value
+
+
+def token_ids(name: str, values: Any, vocab: int) -> list[int]:
+    """Token ids, checked against the vocabulary."""
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    if isinstance(values, (str, bytes, dict)) or not hasattr(values, "__len__"):
+        raise InvalidArgumentError(f"{name}: {shown(values)} is not a list of token ids")
+    return [whole(f"{name}[{i}]", v, 0, vocab - 1) for i, v in enumerate(values)]
+
+
+def known_names(
+    where: str, given: Iterable[str], known: Iterable[str], other: dict[str, str]
+) -> None:
+    """Refuses keywords that `where` does not know; `other` holds what other libraries call ours."""
+    names = sorted(known)
+    for name in given:
+        if name in names:
+            continue
+        near = [other[name]] if name in other else difflib.get_close_matches(name, names, 1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise InvalidArgumentError(
+            f"{where}: unknown option {shown(name)}{hint} The options are {', '.join(names)}"
+        )

@@ -1,0 +1,90 @@
+"""A model directory appears whole or not at all, whatever ends its writing."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny
+from conftest import refused
+from stepladder import FileError, convert
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+HALF = (
+    "import sys, time, contextlib, signal\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "def report(done, total):\n"
+    "    if done > total // 2: print('half', flush=True); time.sleep(20)\n"
+    "@contextlib.contextmanager\n"
+    "def bar(label, show=None): yield report\n"
+    "import stepladder.progress as p\n"
+    "p.bar = bar\n"
+)
+CALLS = {
+    "command": "from stepladder.cli import main\nsys.exit(main([{call!r}, {source!r}, {out!r}, *{more!r}]))\n",
+    "function": "import stepladder\nstepladder.{call}({source!r}, {out!r}, *{more!r}[1:], progress=report)\n",
+}
+
+
+@pytest.mark.parametrize("number, code", SIGNALS)
+@pytest.mark.parametrize("how", CALLS)
+@pytest.mark.parametrize("call", ["convert", "quantize"])
+def test_a_signal_leaves_nothing(tiny_dir, tmp_path, number, code, how, call):
+    """The progress callback stops in the middle and tells us, so that the signal meets half a file."""
+    source, more = tiny_dir, ["--format", "w8a16"]
+    if call == "convert":
+        tiny.write_gguf(tmp_path / "m.gguf")
+        source, more = tmp_path / "m.gguf", []
+    before = sorted(tmp_path.iterdir())
+    call = CALLS[how].format(call=call, source=str(source), out=str(tmp_path / "out"), more=more)
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(
+        [sys.executable, "-c", HALF + call], stdout=pipe, stderr=pipe, text=True
+    )
+    assert child.stdout.readline() == "half\n"
+    assert sorted(tmp_path.iterdir()) != before
+    child.send_signal(number)
+    _, err = child.communicate(timeout=60)
+    # Python itself ends by the signal when it leaves a program by Ctrl-C.
+    assert child.returncode in (code, -signal.SIGINT if how == "function" else code), err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path, number):
+    """As under nohup."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        tiny.write_gguf(tmp_path / "m.gguf")
+        convert(
+            tmp_path / "m.gguf", tmp_path / "out", progress=lambda *_: os.kill(os.getpid(), number)
+        )
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_signals_are_as_they_were_afterwards(tmp_path):
+    before = [signal.getsignal(s) for s in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)]
+    tiny.write_gguf(tmp_path / "m.gguf")
+    convert(tmp_path / "m.gguf", tmp_path / "out")
+    assert before == [signal.getsignal(s) for s in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)]
+
+
+def test_what_was_there_survives_a_failed_replacement(tmp_path, monkeypatch):
+    tiny.write_gguf(tmp_path / "m.gguf")
+    convert(tmp_path / "m.gguf", tmp_path / "out")
+    (tmp_path / "out/precious").write_text("x")
+    rename = os.rename
+
+    def fails(source, target):
+        if "partial" in str(source):
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fails)
+    with refused(FileError, "out", "Input/output error"):
+        convert(tmp_path / "m.gguf", tmp_path / "out", force=True)
+    assert (tmp_path / "out/precious").read_text() == "x"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "out"]

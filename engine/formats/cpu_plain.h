@@ -1,6 +1,7 @@
 // The plain body of every product, in vectors of 8 f32 lanes that the compiler lowers to what the
-// instruction set has. Integer modes run in f32 as well: sums of at most 512 products of 8-bit
-// integers are exact there.
+// instruction set has. Integer modes run in f32 as well: weights are unsigned there, sums of at
+// most 512 products of 8-bit integers are exact, and the offset times the tokens' sum comes off at
+// the end.
 //
 // One or two tokens take each weight from its code straight into their sums. More tokens share a
 // panel: a few k of a tile are decoded once and multiplied with all of them. Either way an output's
@@ -38,7 +39,7 @@ constexpr int kMicro = 2;
 
 // Vectors go in and out by reference: passing them by value has no fixed convention below AVX.
 template <class V>
-SL_INLINE void load(V& v, const void* p) {
+SL_INLINE void load_from(V& v, const void* p) {
   std::memcpy(&v, p, sizeof v);
 }
 SL_INLINE void widen_bf16(F8& out, const U8& v) { out = (F8)(v << 16); }
@@ -98,12 +99,16 @@ struct Sum {
   F8 total{};  // of the groups that are done
   I8 whole{};  // of the chunks that are done, without groups
 
-  /// Takes what a group of weights came to, and clears it.
-  [[gnu::always_inline]] void close_group(F8& acc, const F8& scale, float x_scale) {
-    if constexpr (kInt)
-      total = total + (acc * x_scale) * scale;
-    else
+  /// Takes what group g of the weights came to, and clears it.
+  [[gnu::always_inline]] void close_group(F8& acc, const F8& scale, const LinearArgs& a, int token,
+                                          int g) {
+    if constexpr (kInt) {
+      const int64_t at = int64_t{token} * (a.weight.k / a.x8.group) + g;
+      const float offset = static_cast<float>(a.x8.sum[at] * C::kOffset);
+      total = total + ((acc - offset) * a.x8.scale[at]) * scale;
+    } else {
       total = total + acc * scale;
+    }
     acc = F8{};
   }
   /// Takes what a chunk came to, a whole number, and clears it.
@@ -118,7 +123,9 @@ struct Sum {
     if constexpr (C::kGrouped)
       out = total;
     else if constexpr (kInt)
-      out = (__builtin_convertvector(whole, F8) * a.x8.scale[token]) * scale;
+      out =
+          (__builtin_convertvector(whole - a.x8.sum[token] * C::kOffset, F8) * a.x8.scale[token]) *
+          scale;
     else if constexpr (C::kScaled)
       out = acc * scale;
     else
@@ -127,11 +134,11 @@ struct Sum {
     if (row + 8 <= a.weight.n) {
       F8 bias, held;
       if (a.weight.bias) {
-        load(bias, a.weight.bias + row);
+        load_from(bias, a.weight.bias + row);
         out = out + bias;
       }
       if (a.accumulate) {
-        load(held, y);
+        load_from(held, y);
         out = held + out;
       }
       std::memcpy(y, &out, sizeof out);
@@ -149,7 +156,7 @@ struct Sum {
 template <class C, Act A, int T>
 void direct(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
   constexpr bool kInt = A == Act::a8;
-  const int k = a.weight.k, x_groups = kInt ? k / a.x8.group : 0, row = tokens.first;
+  const int k = a.weight.k, row = tokens.first;
   const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
   const std::byte* p = base + C::kFirst;
   F8 acc[T][kVectors];
@@ -166,27 +173,28 @@ void direct(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
       const std::byte* scales = nullptr;
       if constexpr (C::kGrouped) scales = codec.open_group(p, g);
       for (int i = i0; i < i0 + piece; i += C::kStep, p += C::kStepBytes) {
+        typename C::Raw raw[kVectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-          F8 w[C::kStep];
-          codec.values(w, p, v);
+        for (int v = 0; v < kVectors; ++v) codec.load(raw[v], p, v);
 #pragma GCC unroll 8
-          for (int j = 0; j < C::kStep; ++j)
+        for (int j = 0; j < C::kStep; ++j) {
+          F8 xs[T];
 #pragma GCC unroll 2
-            for (int t = 0; t < T; ++t) {
-              F8 xs;
-              broadcast(xs, x[t * kStride + i + j]);
-              mac(acc[t][v], w[j], xs);
-            }
+          for (int t = 0; t < T; ++t) broadcast(xs[t], x[t * kStride + i + j]);
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) {
+            F8 w;
+            codec.template value<A>(w, raw[v], j);
+#pragma GCC unroll 2
+            for (int t = 0; t < T; ++t) mac(acc[t][v], w, xs[t]);
+          }
         }
       }
       if constexpr (C::kGrouped) {
         for (int v = 0; v < kVectors; ++v) {
           F8 scale;
           codec.scale(scale, scales, v);
-          for (int t = 0; t < T; ++t)
-            sum[t][v].close_group(acc[t][v], scale,
-                                  kInt ? a.x8.scale[int64_t{row + t} * x_groups + g] : 0.f);
+          for (int t = 0; t < T; ++t) sum[t][v].close_group(acc[t][v], scale, a, row + t, g);
         }
       } else if constexpr (kInt) {
         for (int t = 0; t < T; ++t)
@@ -245,7 +253,7 @@ SL_INLINE void add_panel(Panel& p, int token, const float* x, int count, Ahead& 
 template <class C, Act A>
 void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
   constexpr bool kInt = A == Act::a8;
-  const int k = a.weight.k, x_groups = kInt ? k / a.x8.group : 0, row = tokens.first;
+  const int k = a.weight.k, row = tokens.first;
   const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
   const std::byte* p = base + C::kFirst;
   const int blocks = (tokens.count + kMicro - 1) / kMicro;
@@ -264,10 +272,10 @@ void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
     for (int i = 0; i < count; i += C::kStep, p += C::kStepBytes)
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        F8 w[C::kStep];
-        codec.values(w, p, v);
+        typename C::Raw raw;
+        codec.load(raw, p, v);
 #pragma GCC unroll 8
-        for (int j = 0; j < C::kStep; ++j) panel.w[i + j][v] = w[j];
+        for (int j = 0; j < C::kStep; ++j) codec.template value<A>(panel.w[i + j][v], raw, j);
       }
     const float* x = at<A>(tokens, a, k0, count);
     // The next panel comes from memory while this one is multiplied.
@@ -302,8 +310,7 @@ void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
           F8 scale;
           codec.scale(scale, scales, v);
           for (int t = 0; t < tokens.count; ++t)
-            sum[t][v].close_group(panel.acc[t][v], scale,
-                                  kInt ? a.x8.scale[int64_t{row + t} * x_groups + g] : 0.f);
+            sum[t][v].close_group(panel.acc[t][v], scale, a, row + t, g);
         }
         in_group = 0, ++g;
       }

@@ -48,21 +48,29 @@ void run(const LinearArgs& a, Lane lane) {
 
 struct Bf16 : Dense {
   using Dense::Dense;
-  void values(F8 (&w)[2], const std::byte* p, int v) const {
-    U8 pair;
-    load(pair, p + v * 32);
-    widen_bf16(w[0], pair);
-    w[1] = (F8)(pair & 0xffff0000u);
+  using Raw = U8;
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+    load_from(raw, p + v * 32);
+  }
+  template <Act>
+  [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
+    if (j == 0)
+      widen_bf16(w, raw);
+    else
+      w = (F8)(raw & 0xffff0000u);
   }
 };
 struct F16 : Dense {
   using Dense::Dense;
-  void values(F8 (&w)[2], const std::byte* p, int v) const {
-    for (int i = 0; i < 2; ++i) {
-      H8 h;
-      load(h, p + (v / 2) * 64 + i * 32 + (v % 2) * 16);
-      widen_f16(w[i], h);
-    }
+  struct Raw {
+    H8 half[2];
+  };
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+    for (int i = 0; i < 2; ++i) load_from(raw.half[i], p + (v / 2) * 64 + i * 32 + (v % 2) * 16);
+  }
+  template <Act>
+  [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
+    widen_f16(w, raw.half[j]);
   }
 };
 

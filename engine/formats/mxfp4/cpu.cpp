@@ -62,22 +62,28 @@ void run(const LinearArgs& a, Lane lane) {
 
 struct Codec : Groups {
   using Groups::Groups;
-  void values(F8 (&w)[8], const std::byte* p, int v) const {
-    U8 word;
-    load(word, p + v * 32);
-    for (int i = 0; i < 8; ++i) {
-      const int at = i / 2 + i % 2 * 4;
-      const U8 code = word >> (at * 4), magnitude = code & 7;
-      // 1 is the subnormal .5; from 2 on, exponent and mantissa are shifted to their f32 places.
-      const U8 half = (U8)(magnitude == 1), normal = (U8)(magnitude > 1);
-      w[i] = (F8)((code & 8) << 28 | (half & 0x3f000000u) |
-                  (normal & ((magnitude << 22) + 0x3f000000u)));
-    }
+  using Raw = U8;
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+    load_from(raw, p + v * 32);
   }
-  void scale(F8& out, const std::byte* scales, int v) const {
+  template <Act>
+  [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
+    const int at = j / 2 + j % 2 * 4;
+    const U8 code = raw >> (at * 4), sign = (raw << (28 - at * 4)) & 0x80000000u;
+#ifdef __AVX2__
+    // A table of eight, indexed by the low three bits of each lane.
+    const F8 table = {0, .5f, 1, 1.5f, 2, 3, 4, 6};
+    w = (F8)((U8)_mm256_permutevar8x32_ps((__m256)table, (__m256i)code) | sign);
+#else
+    // 1 is the subnormal .5; from 2 on, exponent and mantissa are shifted to their f32 places.
+    const U8 magnitude = code & 7, half = (U8)(magnitude == 1), normal = (U8)(magnitude > 1);
+    w = (F8)(sign | (half & 0x3f000000u) | (normal & ((magnitude << 22) + 0x3f000000u)));
+#endif
+  }
+  [[gnu::always_inline]] void scale(F8& out, const std::byte* scales, int v) const {
     using B8 = uint8_t __attribute__((vector_size(8)));
     B8 e;
-    load(e, scales + v * 8);
+    load_from(e, scales + v * 8);
     const U8 wide = __builtin_convertvector(e, U8);
     out = (F8)((wide << 23) | ((U8)(wide == 0) & 0x00400000u));
   }

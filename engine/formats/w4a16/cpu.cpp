@@ -73,18 +73,19 @@ void run_a8(const LinearArgs& a, Lane lane) { product_a8<Codec, NibbleTokens>(a,
 
 struct Codec : Groups {
   using Groups::Groups;
-  void values(F8 (&w)[8], const std::byte* p, int v) const {
-    I8 word;
-    load(word, p + v * 32);
-    for (int i = 0; i < 8; ++i) {
-      const int at = i / 2 + i % 2 * 4;
-      w[i] = __builtin_convertvector(((word >> (at * 4)) & 15) - kOffset, F8);
-    }
+  using Raw = I8;
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+    load_from(raw, p + v * 32);
   }
-  void scale(F8& out, const std::byte* scales, int v) const {
-    if (scale_type == DType::f32) return load(out, scales + v * 32);
+  template <Act A>
+  [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
+    const I8 code = (raw >> ((j / 2 + j % 2 * 4) * 4)) & 15;
+    w = __builtin_convertvector(A == Act::a8 ? code : code - kOffset, F8);
+  }
+  [[gnu::always_inline]] void scale(F8& out, const std::byte* scales, int v) const {
+    if (scale_type == DType::f32) return load_from(out, scales + v * 32);
     H8 h;
-    load(h, scales + v * 16);
+    load_from(h, scales + v * 16);
     if (scale_type == DType::f16)
       widen_f16(out, h);
     else

@@ -90,25 +90,37 @@ void run(const LinearArgs& a, Lane lane) {
 
 #else
 
+template <bool HasMin>
 struct Int8 : Int8Rows {
   using Int8Rows::Int8Rows;
-  void values(F8 (&w)[4], const std::byte* p, int v) const {
+  struct Raw {
+    U8 pair[2];  // k 0 and 1, k 2 and 3 in the low bytes
+  };
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
     H16 words;
-    ::stepladder::SL_ISA::load(words, p + v * 32);
+    load_from(words, p + v * 32);
     const H8 half[2] = {__builtin_shufflevector(words, words, 0, 1, 2, 3, 8, 9, 10, 11),
                         __builtin_shufflevector(words, words, 4, 5, 6, 7, 12, 13, 14, 15)};
-    for (int i = 0; i < 4; ++i) {
-      const I8 code = (__builtin_convertvector(half[i / 2], I8) >> (i % 2 * 8)) & 0xff;
-      const I8 negative = -(code >> 7), magnitude = (code & 0x7f) | ((I8)(code == 0x80) & 0x80);
-      w[i] = __builtin_convertvector((magnitude ^ negative) - negative, F8);
-    }
+    for (int i = 0; i < 2; ++i) raw.pair[i] = __builtin_convertvector(half[i], U8);
   }
-  void scale(F8& out, const std::byte* tile, int v) const {
-    ::stepladder::SL_ISA::load(out, tile + v * 32);
+  template <Act>
+  [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
+    const U8 pair = raw.pair[j / 2], sign = (pair << (24 - j % 2 * 8)) & 0x80000000u;
+    I8 magnitude = (I8)(pair >> (j % 2 * 8)) & 0x7f;
+    if constexpr (HasMin) magnitude |= (I8)(sign >> 24) & (I8)(magnitude == 0);
+    w = (F8)((U8) __builtin_convertvector(magnitude, F8) | sign);
+  }
+  [[gnu::always_inline]] void scale(F8& out, const std::byte* tile, int v) const {
+    load_from(out, tile + v * 32);
   }
 };
 
-void run(const LinearArgs& a, Lane lane) { product<Int8, Act::a16>(a, Int8(a), lane); }
+void run(const LinearArgs& a, Lane lane) {
+  if (*static_cast<const uint8_t*>(a.weight.data))
+    product<Int8<true>, Act::a16>(a, Int8<true>(a), lane);
+  else
+    product<Int8<false>, Act::a16>(a, Int8<false>(a), lane);
+}
 
 #endif
 

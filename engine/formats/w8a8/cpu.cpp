@@ -38,13 +38,17 @@ void run(const LinearArgs& a, Lane lane) { product_a8<Codec, ByteTokens>(a, Code
 
 struct Codec : Bytes {
   using Bytes::Bytes;
-  void values(F8 (&w)[4], const std::byte* p, int v) const {
-    I8 word;
-    load(word, p + v * 32);
-    for (int i = 0; i < 4; ++i)
-      w[i] = __builtin_convertvector(((word >> (i * 8)) & 0xff) - kOffset, F8);
+  using Raw = I8;
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+    load_from(raw, p + v * 32);
   }
-  void scale(F8& out, const std::byte* tile, int v) const { load(out, tile + v * 32); }
+  template <Act>
+  [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
+    w = __builtin_convertvector((raw >> (j * 8)) & 0xff, F8);
+  }
+  [[gnu::always_inline]] void scale(F8& out, const std::byte* tile, int v) const {
+    load_from(out, tile + v * 32);
+  }
 };
 
 void run(const LinearArgs& a, Lane lane) { product<Codec, Act::a8>(a, Codec(a), lane); }

@@ -89,7 +89,7 @@ size_t source_bytes(const Source& s) {
     bytes += t.dtype == "F32" && t.shape.size() > 1 ? t.bytes / 2 : t.bytes;
   }
   const auto& c = s.config;
-  if (c.tied_head) bytes += size_t(c.vocab) * c.width * 2;
+  if (c.tied_head && !stores_head(*s.checkpoint)) bytes += size_t(c.vocab) * c.width * 2;
   return bytes + size_t(s.context) * c.head_dim * 4;
 }
 

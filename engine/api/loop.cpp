@@ -1,6 +1,7 @@
 #include "api/loop.h"
 
 #include <algorithm>
+#include <cmath>
 #include <new>
 
 #include "core/error.h"
@@ -11,6 +12,13 @@ namespace {
 
 double milliseconds(std::chrono::steady_clock::duration d) {
   return std::chrono::duration<double, std::milli>(d).count();
+}
+
+std::string overflow_text(size_t position, float logit) {
+  return "the model's arithmetic overflowed at position " + std::to_string(position) +
+         " of the text, prompt included: the logit of its choice there is " +
+         (logit != logit ? "NaN" : "infinite") +
+         "; its weights are damaged, or too large for the format they are stored or cast in";
 }
 
 /// The code and message of the exception in flight.
@@ -287,11 +295,16 @@ void Loop::deliver(Slot& slot, int index) {
   int kept = 0;
   Finish finish = Finish::none;
   Token stop_token = -1;
-  for (; kept < emitted; ++kept)
+  bool overflowed = false;
+  for (; kept < emitted; ++kept) {
+    // The raw logit is never legitimately infinite or NaN; a choice by such a one means nothing.
+    overflowed = !std::isfinite(result.logit[kept]);
+    if (overflowed) break;
     if (std::binary_search(slot.stops.begin(), slot.stops.end(), result.token[kept])) {
       finish = Finish::stop, stop_token = result.token[kept];
       break;
     }
+  }
   auto& tokens = slot.sequence.tokens;
   const size_t before = tokens.size();
   tokens.insert(tokens.end(), result.token, result.token + kept);
@@ -312,7 +325,9 @@ void Loop::deliver(Slot& slot, int index) {
   update_stats(slot, std::chrono::steady_clock::now());
   slot.stream->push({result.token, size_t(kept)}, {result.logit, size_t(kept)}, logprobs_, finish,
                     stop_token);
-  if (finish != Finish::none) release(slot);
+  if (overflowed)
+    slot.stream->fail(Code::model_format, overflow_text(tokens.size(), result.logit[kept]));
+  if (overflowed || finish != Finish::none) release(slot);
 }
 
 void Loop::update_stats(Slot& slot, std::chrono::steady_clock::time_point now) {

@@ -24,8 +24,10 @@ class ModelSide final : public TargetSide {
  public:
   ModelSide(std::shared_ptr<RuleTable> rules, ModelVerifier& target)
       : rules_(std::move(rules)), target_(target) {}
-  void begin(int slot, const Sampling& sampling, std::span<const Token> prompt) override {
+  void begin(int slot, const Sampling& sampling, std::span<const Token> prompt,
+             std::span<const Token> output) override {
     rules_->begin(slot, sampling, prompt);
+    rules_->count_output(slot, output);
   }
   void ask_logprobs(int top) override { target_.ask_logprobs(top); }
   TokenLogprobs logprobs(int i, int k) const override { return target_.logprobs(i, k); }
@@ -281,7 +283,7 @@ std::vector<double> LoadedEngine::verify_ms(const std::vector<int>& rows, int co
     sequence.committed = sequence.tokens.size();
     Sequence* const one[] = {&sequence};
     Verifier& verifier = target.verifier();
-    side.begin(0, {}, sequence.tokens);
+    side.begin(0, {}, sequence.tokens, {});
     side.ask_logprobs(-1);
     verifier.sync(one);
     while (verifier.lacking(sequence) > 0) verifier.read(one, kPromptBlock);

@@ -42,7 +42,7 @@ std::string to_string(const std::vector<LevelSpec>&);
 struct Options {
   std::vector<LevelSpec> draft;
   int context = 0;        // tokens a sequence may hold; 0 = the model's own, at most 8192
-  int max_sequences = 1;  // served side by side; further requests queue
+  int max_sequences = 1;  // served side by side; further requests queue; unread streams make way
   int threads = 0;        // 0 = the machine's cores
   std::string device = "cpu";
   std::string isa;   // "" = best; "portable", "avx2", "avx512"

@@ -40,6 +40,8 @@ void ForkGuard::check_here() const {
         "model in the child, or start workers with 'spawn'");
 }
 
+const size_t StreamState::kQueueBytes = kQueuedRounds * sizeof(Round);
+
 StreamState::StreamState(Request r, std::shared_ptr<Doorbell> doorbell,
                          std::shared_ptr<std::atomic<int>> cancels)
     : request(std::move(r)), doorbell_(std::move(doorbell)), cancels_(std::move(cancels)) {

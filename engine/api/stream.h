@@ -54,6 +54,9 @@ class StreamState {
   /// slows the engine, little enough that one who has gone costs nothing.
   static constexpr int kQueuedRounds = 32;
 
+  /// What the queue takes, log-probabilities aside.
+  static const size_t kQueueBytes;
+
   StreamState(Request, std::shared_ptr<Doorbell>, std::shared_ptr<std::atomic<int>> cancels);
 
   const Request request;
@@ -92,6 +95,7 @@ class StreamState {
     float logit[kMaxEmitted];
     std::vector<TokenLogprobs> logprobs;
   };
+
   const ForkGuard guard_;
   const std::shared_ptr<Doorbell> doorbell_;
   const std::shared_ptr<std::atomic<int>> cancels_;  // of all streams; says that one is to be found

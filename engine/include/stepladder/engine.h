@@ -130,9 +130,9 @@ struct Info {
   std::string architecture, backend;
   int vocab = 0, context = 0, model_context = 0, layers = 0, width = 0, threads = 0;
   int64_t parameters = 0;
-  size_t total_bytes = 0;
+  size_t total_bytes = 0;  // all memory the load took; of inspect(), the checkpoint's bytes
   std::vector<Token> end_tokens;
-  std::vector<std::string> notes;  // what the loader decided: a capped context and the like
+  std::vector<std::string> notes;  // what the loader decided or met: a capped context and the like
   std::vector<LevelInfo> levels;
 };
 

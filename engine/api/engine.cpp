@@ -24,8 +24,10 @@ class ModelSide final : public TargetSide {
  public:
   ModelSide(std::shared_ptr<RuleTable> rules, ModelVerifier& target)
       : rules_(std::move(rules)), target_(target) {}
-  void begin(int slot, const Sampling& sampling, std::span<const Token> prompt) override {
+  void begin(int slot, const Sampling& sampling, std::span<const Token> prompt,
+             std::span<const Token> output) override {
     rules_->begin(slot, sampling, prompt);
+    rules_->count_output(slot, output);
   }
   void ask_logprobs(int top) override { target_.ask_logprobs(top); }
   TokenLogprobs logprobs(int i, int k) const override { return target_.logprobs(i, k); }
@@ -138,11 +140,8 @@ class Loader {
     } else {
       out.cache = loaded_[level.cache_of].cache;
     }
-    VerifierOptions options;
-    options.level = static_cast<LevelId>(k), options.act = out.act, options.vocab = plan_.vocab;
-    options.context = source.context, options.tree_capacity = plan_.tree_capacity;
-    options.block = kPromptBlock, options.logprobs = k == 0 ? kMaxLogprobs : 0;
-    out.verifier = std::make_unique<ModelVerifier>(backend_, out.model, out.cache, rules_, options);
+    out.verifier = std::make_unique<ModelVerifier>(backend_, out.model, out.cache, rules_,
+                                                   verifier_options(plan_, k, out.act));
     return out;
   }
 
@@ -163,23 +162,13 @@ class Loader {
     parts.side = std::make_unique<ModelSide>(rules_, *loaded_[0].verifier);
     std::unique_ptr<Drafter> inner;
     if (plan_.lookup) {
-      LookupOptions options;
-      options.tokens = plan_.lookup->tokens;
-      options.context = plan_.context, options.sequences = plan_.sequences;
-      if (plan_.lookup->ngram_min) options.ngram_min = plan_.lookup->ngram_min;
-      options.ngram_max = plan_.lookup->ngram_max ? plan_.lookup->ngram_max
-                                                  : std::max(options.ngram_max, options.ngram_min);
+      LookupOptions options = lookup_options(plan_);
       options.row_cost = row_cost(loaded_.back());
       inner = std::make_unique<Lookup>(options);
     }
     for (size_t k = plan_.levels.size(); k-- > 0;) {
-      const LevelPlan& p = plan_.levels[k];
-      LevelOptions options;
-      options.name = p.name, options.tokens = p.drafts;
-      options.sequences = plan_.sequences, options.tree_capacity = plan_.tree_capacity;
-      options.context = plan_.sources[p.source].context;
-      auto level =
-          std::make_unique<Level>(std::move(loaded_[k].verifier), std::move(inner), options);
+      auto level = std::make_unique<Level>(std::move(loaded_[k].verifier), std::move(inner),
+                                           level_options(plan_, static_cast<int>(k)));
       if (k == 0)
         parts.target = std::move(level);
       else
@@ -208,9 +197,11 @@ class Loader {
       out.weight_bytes = l.weight_bytes, out.pass_bytes = l.model->pass_bytes(l.act);
       out.cache_bytes = l.cache_bytes;
       out.tokens = k ? plan_.levels[k - 1].drafts : 0;
-      info.total_bytes += l.weight_bytes + l.cache_bytes + l.verifier->bytes();
+      info.total_bytes += l.weight_bytes;
       info.levels.push_back(std::move(out));
     }
+    const MemoryNeed need = memory_need(plan_, backend_);
+    info.total_bytes += need.caches + need.work;
     if (plan_.lookup) {
       LevelInfo out;
       out.name = "lookup", out.tokens = plan_.lookup->tokens;
@@ -281,7 +272,7 @@ std::vector<double> LoadedEngine::verify_ms(const std::vector<int>& rows, int co
     sequence.committed = sequence.tokens.size();
     Sequence* const one[] = {&sequence};
     Verifier& verifier = target.verifier();
-    side.begin(0, {}, sequence.tokens);
+    side.begin(0, {}, sequence.tokens, {});
     side.ask_logprobs(-1);
     verifier.sync(one);
     while (verifier.lacking(sequence) > 0) verifier.read(one, kPromptBlock);

@@ -44,10 +44,8 @@ Info inspect(const std::string& directory) {
   LevelInfo level;
   level.name = "target";
   level.format = stored_format(*checkpoint, "model.layers.0.self_attn.q_proj");
-  const bool own_head = checkpoint->find("lm_head.weight") ||
-                        checkpoint->find("lm_head.weight_packed") ||
-                        checkpoint->find("lm_head.qweight");
-  level.head = stored_format(*checkpoint, own_head ? "lm_head" : "model.embed_tokens");
+  level.head =
+      stored_format(*checkpoint, stores_head(*checkpoint) ? "lm_head" : "model.embed_tokens");
   level.weight_bytes = info.total_bytes;
   info.levels.push_back(std::move(level));
   return info;

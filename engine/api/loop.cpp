@@ -1,6 +1,7 @@
 #include "api/loop.h"
 
 #include <algorithm>
+#include <cmath>
 #include <new>
 
 #include "core/error.h"
@@ -11,6 +12,24 @@ namespace {
 
 double milliseconds(std::chrono::steady_clock::duration d) {
   return std::chrono::duration<double, std::milli>(d).count();
+}
+
+/// Counters of one level over two slots.
+void add(LevelStats& to, const LevelStats& from) {
+  to.rounds += from.rounds, to.drafted += from.drafted, to.accepted += from.accepted;
+  to.emitted += from.emitted, to.rows += from.rows;
+  to.draft_ms += from.draft_ms, to.verify_ms += from.verify_ms;
+  for (size_t d = 0; d < std::min(to.accepted_at.size(), from.accepted_at.size()); ++d)
+    to.accepted_at[d] += from.accepted_at[d];
+  for (size_t d = 0; d < std::min(to.drafted_at.size(), from.drafted_at.size()); ++d)
+    to.drafted_at[d] += from.drafted_at[d];
+}
+
+std::string overflow_text(size_t position, float logit) {
+  return "the model's arithmetic overflowed at position " + std::to_string(position) +
+         " of the text, prompt included: the logit of its choice there is " +
+         (logit != logit ? "NaN" : "infinite") +
+         "; its weights are damaged, or too large for the format they are stored or cast in";
 }
 
 /// The code and message of the exception in flight.
@@ -89,36 +108,41 @@ void Loop::run() {
   const FloatMode mode;
   while (take_requests()) {
     drop_cancelled();
-    run_jobs();
-    admit();
-    bool worked = false;
+    bool worked = false, wanted = false;
     try {
+      recall();
+      wanted = lend();
+      run_jobs();
+      admit();
       worked = turn();
     } catch (...) {
       const auto [code, message] = in_flight();
       break_down(code, message);
     }
-    if (!worked) doorbell_->wait();
+    if (worked) continue;
+    if (wanted)
+      doorbell_->wait_for(kPatience);
+    else
+      doorbell_->wait();
   }
   for (Slot* slot : active_) slot->stream->finish(Finish::cancelled);
-  for (const auto& stream : waiting_) stream->finish(Finish::cancelled);
+  for (const Work& work : waiting_) work.stream->finish(Finish::cancelled);
+  for (const Work& work : parked_) work.stream->finish(Finish::cancelled);
 }
 
 /// Moves what callers handed in to the waiting line; false when the engine closes.
 bool Loop::take_requests() {
   // Read first: whoever is counted here was in the inbox before, so drop_cancelled() finds it.
   cancels_now_ = cancels_->load();
+  bool stopping = false;
   {
     const std::lock_guard lock(inbox_mutex_);
     arrived_.swap(inbox_);
-    if (stopping_) {
-      waiting_.insert(waiting_.end(), arrived_.begin(), arrived_.end());
-      return false;
-    }
+    stopping = stopping_;
   }
-  waiting_.insert(waiting_.end(), arrived_.begin(), arrived_.end());
+  for (auto& stream : arrived_) waiting_.push_back({std::move(stream), {}, {}, {}});
   arrived_.clear();
-  return true;
+  return !stopping;
 }
 
 void Loop::run_jobs() {
@@ -150,24 +174,64 @@ void Loop::drop_cancelled() {
     slot.stream->finish(Finish::cancelled);
     release(slot);
   }
-  std::erase_if(waiting_, [](const auto& stream) {
-    if (stream->cancelled()) stream->finish(Finish::cancelled);
-    return stream->cancelled();
-  });
+  const auto drop = [](const Work& work) {
+    if (work.stream->cancelled()) work.stream->finish(Finish::cancelled);
+    return work.stream->cancelled();
+  };
+  std::erase_if(waiting_, drop);
+  std::erase_if(parked_, drop);
+}
+
+/// Parked streams whose callers take again go to the head of the waiting line.
+void Loop::recall() {
+  ptrdiff_t recalled = 0;
+  for (size_t i = 0; i < parked_.size();) {
+    if (!parked_[i].stream->may_return()) {
+      ++i;
+      continue;
+    }
+    waiting_.insert(waiting_.begin() + recalled++, std::move(parked_[i]));
+    parked_.erase(parked_.begin() + static_cast<ptrdiff_t>(i));
+  }
+}
+
+/// Streams that nobody takes from leave their slots to those that wait for one, or for an idle
+/// engine. Returns whether anybody does.
+bool Loop::lend() {
+  size_t wanted = waiting_.size() - std::min(waiting_.size(), slots_.size() - active_.size());
+  if (job_waits()) wanted = active_.size();
+  if (wanted == 0) return false;
+  const auto since = std::chrono::steady_clock::now() - kPatience;
+  for (size_t i = 0, left = wanted; i < active_.size() && left > 0;) {
+    if (active_[i]->stream->unread_since(since))
+      park(*active_[i]), --left;
+    else
+      ++i;
+  }
+  return true;
+}
+
+/// The request leaves its slot with all that is needed to go on in another: its text. The entries
+/// it lacks there are read like those of a prompt, and a row's bits depend on the text alone.
+void Loop::park(Slot& slot) {
+  parked_.push_back({slot.stream, slot.sequence.tokens, slot.stats, slot.first_token});
+  release(slot);
+}
+
+bool Loop::job_waits() {
+  const std::lock_guard lock(inbox_mutex_);
+  return !jobs_.empty();
 }
 
 void Loop::admit() {
-  {
-    // A job waits for an idle engine, so nobody new goes ahead of it.
-    const std::lock_guard lock(inbox_mutex_);
-    if (!jobs_.empty()) return;
-  }
+  if (job_waits()) return;  // for an idle engine, so nobody new goes ahead of it
   while (!waiting_.empty() && active_.size() < slots_.size()) {
-    auto stream = std::move(waiting_.front());
+    Work work = std::move(waiting_.front());
     waiting_.pop_front();
-    Slot& slot = best_slot(stream->request.prompt);
+    const auto stream = work.stream;
+    Slot& slot = best_slot(work.text.empty() ? stream->request.prompt : work.text);
     try {
-      begin(slot, stream);
+      begin(slot, std::move(work));
     } catch (...) {
       const auto [code, message] = in_flight();
       stream->fail(code, message);
@@ -176,50 +240,60 @@ void Loop::admit() {
   }
 }
 
-/// The free slot whose target-written entries share the longest prefix with the prompt, else the
+/// The free slot whose target-written entries share the longest prefix with the text, else the
 /// one that has not been used for longest.
-Loop::Slot& Loop::best_slot(std::span<const Token> prompt) {
+Loop::Slot& Loop::best_slot(std::span<const Token> text) {
   Slot* best = nullptr;
   size_t best_shared = 0;
   for (Slot& slot : slots_) {
     if (slot.stream) continue;
     const auto& held = slot.sequence.tokens;
-    const size_t n = std::min({slot.entries, held.size(), prompt.size()});
+    const size_t n = std::min({slot.entries, held.size(), text.size()});
     const size_t shared =
-        std::mismatch(held.begin(), held.begin() + n, prompt.begin()).first - held.begin();
+        std::mismatch(held.begin(), held.begin() + n, text.begin()).first - held.begin();
     if (!best || shared > best_shared || (shared == best_shared && slot.admitted < best->admitted))
       best = &slot, best_shared = shared;
   }
   return *best;
 }
 
-void Loop::begin(Slot& slot, std::shared_ptr<StreamState> stream) {
-  const Request& request = stream->request;
-  stream->open();
-  slot.sequence.tokens.assign(request.prompt.begin(), request.prompt.end());
-  slot.sequence.committed = request.prompt.size();
+void Loop::begin(Slot& slot, Work work) {
+  const Request& request = work.stream->request;
+  const bool again = !work.text.empty();
+  const std::vector<Token>& text = again ? work.text : request.prompt;
+  work.stream->open();
+  slot.sequence.tokens.assign(text.begin(), text.end());
+  slot.sequence.committed = text.size();
   slot.entries = 0;
   slot.admitted = ++admissions_;
-  slot.produced = 0;
+  slot.produced = static_cast<int>(text.size() - request.prompt.size());
   slot.stops = request.stop_token_ids;
   if (!request.ignore_eos)
     slot.stops.insert(slot.stops.end(), parts_.end_tokens.begin(), parts_.end_tokens.end());
   std::sort(slot.stops.begin(), slot.stops.end());
 
   parts_.target->forget(slot.sequence.slot);
-  parts_.side->begin(slot.sequence.slot, request.sampling, request.prompt);
+  parts_.side->begin(slot.sequence.slot, request.sampling, request.prompt,
+                     std::span(text).subspan(request.prompt.size()));
   Sequence* const one[] = {&slot.sequence};
   Verifier& verifier = parts_.target->verifier();
   verifier.sync(one);
   const int lacking = verifier.lacking(slot.sequence);
   slot.reading = lacking > verifier.catch_up();
 
-  slot.stats.prompt_tokens = static_cast<int64_t>(request.prompt.size());
-  slot.stats.cached_tokens = slot.stats.prompt_tokens - 1 - lacking;
-  slot.stats.seed = request.sampling.seed;
-  slot.stats.tokens = 0;
-  slot.stats.first_token_ms = slot.stats.decode_ms = 0;
-  slot.stream = std::move(stream);
+  slot.earlier.clear();
+  if (again) {
+    slot.earlier = work.stats.levels;
+    slot.stats = std::move(work.stats);
+    slot.first_token = work.first_token;
+  } else {
+    slot.stats.prompt_tokens = static_cast<int64_t>(request.prompt.size());
+    slot.stats.cached_tokens = slot.stats.prompt_tokens - 1 - lacking;
+    slot.stats.seed = request.sampling.seed;
+    slot.stats.tokens = 0;
+    slot.stats.first_token_ms = slot.stats.decode_ms = 0;
+  }
+  slot.stream = std::move(work.stream);
   active_.push_back(&slot);
 }
 
@@ -287,11 +361,16 @@ void Loop::deliver(Slot& slot, int index) {
   int kept = 0;
   Finish finish = Finish::none;
   Token stop_token = -1;
-  for (; kept < emitted; ++kept)
+  bool overflowed = false;
+  for (; kept < emitted; ++kept) {
+    // The raw logit is never legitimately infinite or NaN; a choice by such a one means nothing.
+    overflowed = !std::isfinite(result.logit[kept]);
+    if (overflowed) break;
     if (std::binary_search(slot.stops.begin(), slot.stops.end(), result.token[kept])) {
       finish = Finish::stop, stop_token = result.token[kept];
       break;
     }
+  }
   auto& tokens = slot.sequence.tokens;
   const size_t before = tokens.size();
   tokens.insert(tokens.end(), result.token, result.token + kept);
@@ -312,7 +391,9 @@ void Loop::deliver(Slot& slot, int index) {
   update_stats(slot, std::chrono::steady_clock::now());
   slot.stream->push({result.token, size_t(kept)}, {result.logit, size_t(kept)}, logprobs_, finish,
                     stop_token);
-  if (finish != Finish::none) release(slot);
+  if (overflowed)
+    slot.stream->fail(Code::model_format, overflow_text(tokens.size(), result.logit[kept]));
+  if (overflowed || finish != Finish::none) release(slot);
 }
 
 void Loop::update_stats(Slot& slot, std::chrono::steady_clock::time_point now) {
@@ -326,6 +407,7 @@ void Loop::update_stats(Slot& slot, std::chrono::steady_clock::time_point now) {
   for (size_t k = 0; k < levels_.size(); ++k) {
     stats.levels[k] = levels_[k]->stats(slot.sequence.slot);
     stats.levels[k].name = levels_[k]->name();
+    if (!slot.earlier.empty()) add(stats.levels[k], slot.earlier[k]);
   }
   slot.stream->set_stats(stats);
 }
@@ -350,8 +432,9 @@ void Loop::break_down(Code code, const std::string& message) {
   for (Slot* slot : active_) slot->stream->fail(code, message);
   for (Slot* slot : active_) slot->stream = nullptr;
   active_.clear();
-  for (const auto& stream : waiting_) stream->fail(code, message);
-  waiting_.clear();
+  for (const Work& work : waiting_) work.stream->fail(code, message);
+  for (const Work& work : parked_) work.stream->fail(code, message);
+  waiting_.clear(), parked_.clear();
   for (const auto& stream : late) stream->fail(code, message);
 }
 

@@ -22,13 +22,17 @@ namespace stepladder {
 /// Rows of one prompt block: as wide as a pass, yet a stream waits for one no longer than for a
 /// few rounds of its own.
 constexpr int kPromptBlock = 128;
+/// How long a stream whose queue is full keeps its slot from others while nobody takes from it.
+constexpr std::chrono::milliseconds kPatience{200};
 
 /// The target's side of a request that is no level's business.
 class TargetSide {
  public:
   virtual ~TargetSide() = default;
-  /// The slot's tokens are chosen by `sampling` from now on, over this prompt.
-  virtual void begin(int slot, const Sampling& sampling, std::span<const Token> prompt) = 0;
+  /// The slot's tokens are chosen by `sampling` from now on, over this prompt and what has been
+  /// written after it already.
+  virtual void begin(int slot, const Sampling& sampling, std::span<const Token> prompt,
+                     std::span<const Token> output) = 0;
   /// Rounds from now on bring log-probabilities with the `top` likeliest tokens; -1 = none.
   virtual void ask_logprobs(int top) = 0;
   /// Of the k-th token that sequence i of the last round emitted, likeliest first.
@@ -60,6 +64,13 @@ class Loop {
   bool forked() const noexcept { return guard_.forked(); }
 
  private:
+  /// A request without a slot, and how far it came in an earlier one.
+  struct Work {
+    std::shared_ptr<StreamState> stream;
+    std::vector<Token> text;  // prompt and output so far; empty = not begun
+    Stats stats;
+    std::chrono::steady_clock::time_point first_token;
+  };
   struct Slot {
     Sequence sequence;   // stays after its request, for the next one with the same beginning
     size_t entries = 0;  // tokens of it whose entries the target wrote
@@ -70,6 +81,7 @@ class Loop {
     int produced = 0;
     std::chrono::steady_clock::time_point first_token;
     Stats stats;
+    std::vector<LevelStats> earlier;  // of the request's earlier slots; empty if there were none
   };
   struct Job {
     const std::function<void(Level&, TargetSide&)>* body;
@@ -81,9 +93,13 @@ class Loop {
   bool take_requests();
   void run_jobs();
   void drop_cancelled();
+  void recall();
+  bool lend();
+  void park(Slot&);
+  bool job_waits();
   void admit();
-  Slot& best_slot(std::span<const Token> prompt);
-  void begin(Slot&, std::shared_ptr<StreamState>);
+  Slot& best_slot(std::span<const Token> text);
+  void begin(Slot&, Work);
   bool turn();
   bool read_prompts();
   bool round();
@@ -107,7 +123,8 @@ class Loop {
   std::condition_variable job_done_;
 
   // The thread's own.
-  std::deque<std::shared_ptr<StreamState>> waiting_;
+  std::deque<Work> waiting_;  // for a slot
+  std::vector<Work> parked_;  // lent their slots, and wait for their callers
   std::vector<std::shared_ptr<StreamState>> arrived_;
   std::vector<Slot> slots_;
   std::vector<Slot*> active_;  // in order of admission

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "api/loop.h"
 #include "core/error.h"
 #include "io/vocabulary.h"
 #include "model/kv_cache.h"
+#include "spec/rule_table.h"
 
 namespace stepladder {
 namespace {
@@ -13,7 +15,6 @@ namespace {
 constexpr int kDefaultContext = 8192;
 constexpr int kMaxSequences = 1024;
 constexpr int kLeastTree = 64;  // nodes; room for a level that guesses a few rounds ahead
-constexpr int kRows = 128;      // of one pass
 
 std::string canonical(const std::string& directory) {
   std::error_code error;
@@ -89,7 +90,7 @@ size_t source_bytes(const Source& s) {
     bytes += t.dtype == "F32" && t.shape.size() > 1 ? t.bytes / 2 : t.bytes;
   }
   const auto& c = s.config;
-  if (c.tied_head) bytes += size_t(c.vocab) * c.width * 2;
+  if (c.tied_head && !stores_head(*s.checkpoint)) bytes += size_t(c.vocab) * c.width * 2;
   return bytes + size_t(s.context) * c.head_dim * 4;
 }
 
@@ -162,6 +163,34 @@ KVSpec cache_spec(const LoadPlan& plan, const LevelPlan& level) {
   return {c.layers, c.kv_heads, c.head_dim, positions, plan.tree_capacity, plan.sequences, c.dtype};
 }
 
+VerifierOptions verifier_options(const LoadPlan& plan, int k, Act act) {
+  VerifierOptions options;
+  options.level = static_cast<LevelId>(k), options.act = act, options.vocab = plan.vocab;
+  options.context = plan.sources[plan.levels[k].source].context;
+  options.tree_capacity = plan.tree_capacity, options.block = kPromptBlock;
+  options.logprobs = k == 0 ? kMaxLogprobs : 0;
+  return options;
+}
+
+LevelOptions level_options(const LoadPlan& plan, int k) {
+  const LevelPlan& level = plan.levels[k];
+  LevelOptions options;
+  options.name = level.name, options.tokens = level.drafts;
+  options.sequences = plan.sequences, options.tree_capacity = plan.tree_capacity;
+  options.context = plan.sources[level.source].context;
+  return options;
+}
+
+LookupOptions lookup_options(const LoadPlan& plan) {
+  LookupOptions options;
+  options.tokens = plan.lookup->tokens;
+  options.context = plan.context, options.sequences = plan.sequences;
+  if (plan.lookup->ngram_min) options.ngram_min = plan.lookup->ngram_min;
+  options.ngram_max = plan.lookup->ngram_max ? plan.lookup->ngram_max
+                                             : std::max(options.ngram_max, options.ngram_min);
+  return options;
+}
+
 MemoryNeed memory_need(const LoadPlan& plan, const Backend& backend) {
   MemoryNeed need;
   for (const Source& s : plan.sources) {
@@ -171,27 +200,45 @@ MemoryNeed memory_need(const LoadPlan& plan, const Backend& backend) {
     need.transient = std::max(need.transient,
                               8 * std::max(size_t(c.vocab) * c.width, 2 * size_t(c.ffn) * c.width));
   }
-  for (size_t k = 0; k < plan.levels.size(); ++k) {
+  const auto grow = [&](size_t per_token, size_t tokens) {
+    need.growing += plan.sequences * per_token * tokens;
+    need.per_context += plan.sequences * per_token;
+  };
+  for (int k = 0; k < static_cast<int>(plan.levels.size()); ++k) {
     const LevelPlan& level = plan.levels[k];
     const auto& c = plan.sources[level.source].config;
     need.weights += level.bytes;
-    if (level.cache_of == static_cast<int>(k)) {
-      need.caches += backend.kv_bytes(cache_spec(plan, level));
-      need.per_context += size_t(plan.sequences) * c.layers * 2 * c.kv_heads * c.head_dim * 2;
+    if (level.cache_of == k) {
+      const KVSpec cache = cache_spec(plan, level);
+      const size_t tokens = KVCache::host_bytes(cache);
+      need.caches += backend.kv_bytes(cache) + tokens;
+      grow(size_t(c.layers) * 2 * c.kv_heads * c.head_dim * 2 +
+               tokens / (size_t(cache.sequences) * cache.positions),
+           cache.positions);
     }
-    const size_t rows = std::max(kRows, plan.sequences * (plan.tree_capacity + 16));
-    need.work +=
-        kRows * (10 * size_t(c.ffn) + 16 * size_t(c.width) + 10 * size_t(c.heads) * c.head_dim) +
-        64 * size_t(c.vocab) * 4 + rows * (size_t(c.width) * 4 + 2 * size_t(plan.tree_capacity));
+    const VerifierNeed verifier =
+        verifier_need(c, plan.sequences, verifier_options(plan, k, Act::a16));
+    const LevelOptions options = level_options(plan, k);
+    need.work += verifier.backend + verifier.host + Level::bytes(options);
+    grow(sizeof(Token), options.context);
   }
-  need.work += size_t(plan.sequences) * plan.vocab * 8;
+  if (plan.lookup) {
+    const LookupOptions options = lookup_options(plan);
+    const size_t bytes = Lookup::bytes(options);
+    need.work += bytes, need.growing += bytes;
+    // Its tables double at powers of two, so what half a context takes may be all of this.
+    need.per_context += 2 * (bytes / options.context);
+  }
+  need.work += RuleTable::bytes(plan.sequences, plan.vocab, plan.context);
+  need.work += plan.sequences * (plan.context * sizeof(Token) + StreamState::kQueueBytes);
+  grow(sizeof(Token), plan.context);
   return need;
 }
 
 void check_memory(const LoadPlan& plan, const MemoryNeed& need, size_t available) {
   if (need.total() <= available) return;
   const auto mb = [](size_t bytes) { return (bytes + (size_t{1} << 20) - 1) >> 20; };
-  const size_t rest = need.total() - need.caches;
+  const size_t rest = need.total() - need.growing;
   const size_t fits =
       available > rest && need.per_context ? (available - rest) / need.per_context / 32 * 32 : 0;
   const std::string advice =

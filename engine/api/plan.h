@@ -10,6 +10,9 @@
 #include "io/checkpoint.h"
 #include "model/config.h"
 #include "model/weights.h"
+#include "spec/drafters/lookup.h"
+#include "spec/level.h"
+#include "spec/model_verifier.h"
 #include "stepladder/engine.h"
 
 namespace stepladder {
@@ -49,7 +52,8 @@ LoadPlan make_plan(const std::string& directory, const Options&);
 /// Bytes the plan takes, by what for.
 struct MemoryNeed {
   size_t weights = 0, caches = 0, work = 0, transient = 0;
-  size_t per_context = 0;  // of caches: bytes for each token of context
+  size_t growing = 0;      // the part of these that grows with the context
+  size_t per_context = 0;  // by so many bytes, at most, for each token of it
   size_t total() const { return weights + caches + work + transient; }
 };
 MemoryNeed memory_need(const LoadPlan&, const Backend&);
@@ -58,6 +62,11 @@ void check_memory(const LoadPlan&, const MemoryNeed&, size_t available);
 
 /// The cache of one level.
 KVSpec cache_spec(const LoadPlan&, const LevelPlan&);
+/// What the parts of level k are made with; the plan alone decides it.
+VerifierOptions verifier_options(const LoadPlan&, int k, Act);
+LevelOptions level_options(const LoadPlan&, int k);
+/// What the leaf is made with; there must be one.
+LookupOptions lookup_options(const LoadPlan&);
 /// "bf16" for dense weights, else the format's name.
 std::string format_label(const FormatDesc&);
 /// Tokens of the model's own tokenizer; all rows of the embedding when there is none to read.

@@ -23,6 +23,12 @@ void Doorbell::wait() {
   rings_ = false;
 }
 
+void Doorbell::wait_for(std::chrono::milliseconds time) {
+  std::unique_lock lock(mutex_);
+  rung_.wait_for(lock, time, [this] { return rings_; });
+  rings_ = false;
+}
+
 ForkGuard::ForkGuard() : process_(::getpid()) {}
 
 bool ForkGuard::forked() const noexcept { return ::getpid() != process_; }
@@ -33,6 +39,8 @@ void ForkGuard::check_here() const {
         "the parent; load the "
         "model in the child, or start workers with 'spawn'");
 }
+
+const size_t StreamState::kQueueBytes = kQueuedRounds * sizeof(Round);
 
 StreamState::StreamState(Request r, std::shared_ptr<Doorbell> doorbell,
                          std::shared_ptr<std::atomic<int>> cancels)
@@ -54,6 +62,7 @@ bool StreamState::next(Chunk& out) {
     round.logprobs.clear();
     first_ = (first_ + 1) % kQueuedRounds;
     --queued_;
+    full_since_.reset();
   } else if (finish_ == Finish::error) {
     throw *error_;
   } else if (ended_) {
@@ -64,7 +73,8 @@ bool StreamState::next(Chunk& out) {
     out.finish = finish_, out.stop_token = stop_token_;
     ended_ = true;
   }
-  const bool wake = std::exchange(starved_, false);
+  const bool wake = queued_ < wake_below_;
+  if (wake) wake_below_ = 0;
   lock.unlock();
   if (wake) doorbell_->ring();
   return true;
@@ -96,8 +106,23 @@ void StreamState::open() {
 
 bool StreamState::has_room() {
   const std::lock_guard lock(mutex_);
-  starved_ = queued_ == kQueuedRounds;
-  return !starved_;
+  if (queued_ < kQueuedRounds) return true;
+  if (!full_since_) full_since_ = std::chrono::steady_clock::now();
+  wake_below_ = kQueuedRounds;
+  return false;
+}
+
+bool StreamState::unread_since(std::chrono::steady_clock::time_point then) const {
+  const std::lock_guard lock(mutex_);
+  return full_since_ && *full_since_ <= then;
+}
+
+bool StreamState::may_return() {
+  constexpr int most = kQueuedRounds / 2;
+  const std::lock_guard lock(mutex_);
+  if (queued_ <= most) return true;
+  wake_below_ = most + 1;
+  return false;
 }
 
 void StreamState::push(std::span<const Token> tokens, std::span<const float> logits,

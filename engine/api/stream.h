@@ -1,5 +1,6 @@
 // Where a request's tokens wait between the engine's thread, which writes them, and the caller,
-// who takes them. The queue is bounded: a stream whose caller is slow is left out of rounds.
+// who takes them. The queue is bounded: a stream whose caller is slow is left out of rounds,
+// and one whose caller has gone lends its slot to whoever waits for one.
 #pragma once
 
 #include <atomic>
@@ -24,6 +25,8 @@ class Doorbell {
   void ring();
   /// Returns at once if it has rung since the last wait.
   void wait();
+  /// wait() for at most so long.
+  void wait_for(std::chrono::milliseconds);
 
  private:
   std::mutex mutex_;
@@ -51,6 +54,9 @@ class StreamState {
   /// slows the engine, little enough that one who has gone costs nothing.
   static constexpr int kQueuedRounds = 32;
 
+  /// What the queue takes, log-probabilities aside.
+  static const size_t kQueueBytes;
+
   StreamState(Request, std::shared_ptr<Doorbell>, std::shared_ptr<std::atomic<int>> cancels);
 
   const Request request;
@@ -64,10 +70,15 @@ class StreamState {
 
   // The engine's side.
   bool cancelled() const noexcept { return cancel_.load(std::memory_order_relaxed); }
-  /// Takes the queue's memory; called once, when the request gets its slot.
+  /// Takes the queue's memory, when the request gets a slot.
   void open();
   /// Whether one more round can be pushed. If not, the doorbell rings once there is room.
   bool has_room();
+  /// Whether has_room() has said no since `then` or earlier, and nothing has been taken since.
+  bool unread_since(std::chrono::steady_clock::time_point then) const;
+  /// Whether a request that lent its slot should have one again: half its queue has been taken, so
+  /// that its caller has something to do while it catches up. If not, the doorbell rings once so.
+  bool may_return();
   /// Queues what a round gave, and how the text ended if it did. `logprobs` is empty or as long as
   /// `tokens`, and is moved from.
   void push(std::span<const Token> tokens, std::span<const float> logits,
@@ -84,6 +95,7 @@ class StreamState {
     float logit[kMaxEmitted];
     std::vector<TokenLogprobs> logprobs;
   };
+
   const ForkGuard guard_;
   const std::shared_ptr<Doorbell> doorbell_;
   const std::shared_ptr<std::atomic<int>> cancels_;  // of all streams; says that one is to be found
@@ -93,7 +105,8 @@ class StreamState {
   std::condition_variable changed_;
   std::vector<Round> rounds_;  // ring of kQueuedRounds
   int first_ = 0, queued_ = 0;
-  bool starved_ = false;  // the engine found the queue full
+  int wake_below_ = 0;  // the doorbell rings once fewer rounds are queued
+  std::optional<std::chrono::steady_clock::time_point> full_since_;  // as the engine found it
   Finish finish_ = Finish::none;
   Token stop_token_ = -1;
   std::optional<Error> error_;

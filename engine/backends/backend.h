@@ -134,6 +134,7 @@ struct EmbedArgs {
   Tensor table;  // [vocab, width] 16-bit
   Tensor out;    // [capacity, width] f32
 };
+/// A row whose squares overflow comes out as NaN.
 struct RmsNormArgs {
   Live live;
   Tensor x;             // [*, width] f32
@@ -143,7 +144,8 @@ struct RmsNormArgs {
   Tensor out;  // [capacity, width] 16-bit
 };
 /// int8 activations: q = round(x / scale) with scale = amax / 127 over each group of k, ties to
-/// even; a group of zeros has scale 0. `sum` holds the sum of q over each group.
+/// even; a group of zeros has scale 0, one with a NaN has scale NaN. `sum` holds the sum of q over
+/// each group.
 struct QuantizeArgs {
   Live live;
   Tensor x;      // [capacity, k] 16-bit

@@ -10,6 +10,7 @@
 #include "io/file.h"
 #include "model/families.h"
 #include "model/settings.h"
+#include "model/unused.h"
 
 namespace stepladder {
 namespace {
@@ -263,6 +264,11 @@ void check_head(const Settings& config, const Checkpoint& checkpoint) {
 
 }  // namespace
 
+bool stores_head(const Checkpoint& checkpoint) {
+  return checkpoint.find("lm_head.weight") || checkpoint.find("lm_head.weight_packed") ||
+         checkpoint.find("lm_head.qweight");
+}
+
 int ModelConfig::max_context() const {
   return sliding_window > 0 ? std::min(positions, sliding_window) : positions;
 }
@@ -289,7 +295,13 @@ ModelConfig read_config(const Checkpoint& checkpoint) {
   read_dtype(config, checkpoint, out);
   read_tokens(config, generation, family, out);
   out.tied_head = config.boolean("tie_word_embeddings").value_or(false);
-  if (!out.tied_head) check_head(config, checkpoint);
+  if (!out.tied_head)
+    check_head(config, checkpoint);
+  else if (stores_head(checkpoint))
+    out.notes.push_back(where +
+                        " says tie_word_embeddings=true, but an lm_head is stored; it is used");
+  if (std::string unused = unused_tensors(checkpoint, out); !unused.empty())
+    out.notes.push_back(std::move(unused));
   return out;
 }
 

@@ -43,6 +43,9 @@ struct ModelConfig {
 /// Reads config.json and generation_config.json. Throws Error(unsupported) naming the architecture
 /// or setting it does not know, Error(model_format) naming what is missing or impossible.
 ModelConfig read_config(const Checkpoint&);
+/// Whether a head is stored, in any format. It is used even where config.json ties the head to the
+/// embedding: quantizers leave that setting as it was.
+bool stores_head(const Checkpoint&);
 
 /// inv_freq of each rotated pair and the factor on cos and sin. HF modeling_rope_utils semantics.
 struct RopeTable {

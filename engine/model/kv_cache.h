@@ -22,6 +22,10 @@ class KVCache {
   const KVSpec& spec() const { return spec_; }
   KVView view() const { return {spec_, memory_.data()}; }
   size_t bytes() const { return memory_.bytes(); }
+  /// Host memory that a cache of this shape comes to use for its entries' tokens.
+  static size_t host_bytes(const KVSpec& s) {
+    return size_t(s.sequences) * s.positions * sizeof(Entry);
+  }
 
   /// Entries of the slot that `me` may use for `tokens`: the common prefix of what is held and
   /// what is wanted, up to the first entry that neither `me` nor a level above it wrote.

@@ -64,10 +64,14 @@ void run_head(Backend& backend, const Model& model, Live live, Tensor residual, 
   model.head()(backend, live, logits, normed, act_of(model.head(), act), arena, false);
 }
 
-size_t pass_scratch_bytes(const Model& model, int rows) {
+size_t activation_bytes(const ModelConfig& config, int rows) {
   Arena measure;
-  Activations sized(model.config(), rows, measure);
-  return measure.peak() + model.scratch_bytes(rows);
+  Activations sized(config, rows, measure);
+  return measure.peak();
+}
+
+size_t pass_scratch_bytes(const Model& model, int rows) {
+  return activation_bytes(model.config(), rows) + model.scratch_bytes(rows);
 }
 
 }  // namespace stepladder

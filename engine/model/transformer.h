@@ -26,5 +26,7 @@ void run_head(Backend&, const Model&, Live live, Tensor residual, const int32_t*
 
 /// The bytes of arena that either needs for blocks of `rows` rows.
 size_t pass_scratch_bytes(const Model&, int rows);
+/// The part of them that holds activations; the rest serves linear layers with int8 activations.
+size_t activation_bytes(const ModelConfig&, int rows);
 
 }  // namespace stepladder

@@ -65,6 +65,14 @@ Level::Level(std::unique_ptr<Verifier> verifier, std::unique_ptr<Drafter> inner,
 
 Level::~Level() = default;
 
+size_t Level::bytes(const LevelOptions& o) {
+  const size_t tokens = static_cast<size_t>(o.context) + kMaxEmitted;
+  const size_t slot = sizeof(Own) + tokens * sizeof(Token) + sizeof(LevelStats) +
+                      2 * kPositions * sizeof(int64_t) + sizeof(RoundResult);
+  const size_t node = 2 * sizeof(int32_t) + sizeof(float);
+  return o.sequences * (slot + o.tree_capacity * node);
+}
+
 Batch Level::own_batch(Batch batch) {
   own_batch_.clear();
   for (const Sequence* s : batch)

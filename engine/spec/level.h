@@ -24,6 +24,8 @@ class Level final : public Drafter {
   /// `inner` may be null: plain decoding. Nothing is allocated after construction.
   Level(std::unique_ptr<Verifier>, std::unique_ptr<Drafter> inner, LevelOptions);
   ~Level() override;
+  /// Host memory such a level takes, its verifier and drafter aside.
+  static size_t bytes(const LevelOptions&);
 
   /// Brings this level's own copy of each sequence in line and syncs the verifier and the drafter
   /// below to that copy. Guesses left over from the last round stay when the sequence agrees.

@@ -8,10 +8,15 @@ namespace {
 
 int round_up(int x, int to) { return (x + to - 1) / to * to; }
 
-/// Sizes a round is recorded for: powers of two up to a block, then whole blocks.
+/// Sizes a round is recorded for: powers of two up to a block, then whole blocks, and from 16
+/// blocks on at most 16 sizes before the size has doubled.
 int bucket(int n, int block) {
   if (n == 0) return 0;
-  if (n > block) return round_up(n, block);
+  if (n > block) {
+    int step = block;
+    while (n > 16 * step) step *= 2;
+    return round_up(n, step);
+  }
   int b = 1;
   while (b < n) b *= 2;
   return std::min(b, block);
@@ -44,10 +49,10 @@ ModelVerifier::ModelVerifier(Backend& backend, std::shared_ptr<const Model> mode
       cache_(std::move(cache)),
       rules_(std::move(rules)),
       options_(options),
-      sequences_(cache_->spec().sequences),
-      usable_(sequences_),
-      missing_(sequences_),
-      results_(sequences_) {
+      sizes_(cache_->spec().sequences, options),
+      usable_(sizes_.sequences),
+      missing_(sizes_.sequences),
+      results_(sizes_.sequences) {
   check(options_.tree_capacity <= cache_->spec().scratch, Code::internal, "a tree of ",
         options_.tree_capacity, " nodes for a cache with ", cache_->spec().scratch,
         " scratch slots");
@@ -55,19 +60,12 @@ ModelVerifier::ModelVerifier(Backend& backend, std::shared_ptr<const Model> mode
       options_.context <= cache_->spec().positions && options_.context <= model_->rope_positions(),
       Code::internal, "a context of ", options_.context, " for a cache of ",
       cache_->spec().positions, " positions");
-  max_nodes_ = sequences_ * options_.tree_capacity;
-  max_rows_ =
-      round_up(std::max(options_.block, sequences_ * (options_.tree_capacity + options_.catch_up)),
-               options_.block);
-  token_capacity_ = std::max<size_t>(options_.block, size_t(sequences_) * options_.catch_up) +
-                    size_t(sequences_) * options_.tree_capacity;
-
   Arena measure;
-  lay_out(t_, measure);
+  lay_out(t_, sizes_, model_->config(), measure);
   const size_t tables = measure.peak(), scratch = pass_scratch_bytes(*model_, options_.block);
   memory_ = allocate_buffer(backend_, tables + scratch);
   Arena arena(memory_.data(), tables);
-  lay_out(t_, arena);
+  lay_out(t_, sizes_, model_->config(), arena);
   scratch_ = Arena(memory_.data() + tables, scratch);
 
   image_.resize(t_.up_bytes / 4);
@@ -80,10 +78,10 @@ ModelVerifier::ModelVerifier(Backend& backend, std::shared_ptr<const Model> mode
   image_tree_count_ = at(t_.trees.count), image_tree_token_ = at(t_.trees.token),
   image_tree_parent_ = at(t_.trees.parent);
   if (options_.logprobs > 0) {
-    host_path_node_.resize(size_t(sequences_) * kMaxEmitted);
-    host_chosen_.resize(max_nodes_);
-    host_top_token_.resize(size_t(max_nodes_) * options_.logprobs);
-    host_top_logprob_.resize(size_t(max_nodes_) * options_.logprobs);
+    host_path_node_.resize(size_t(sizes_.sequences) * kMaxEmitted);
+    host_chosen_.resize(sizes_.nodes);
+    host_top_token_.resize(size_t(sizes_.nodes) * options_.logprobs);
+    host_top_logprob_.resize(size_t(sizes_.nodes) * options_.logprobs);
   }
   // Every shape a round can have is recorded now, so that decoding neither records nor allocates.
   for (const int top : {options_.logprobs > 0 ? options_.logprobs : -1, -1}) {
@@ -93,21 +91,54 @@ ModelVerifier::ModelVerifier(Backend& backend, std::shared_ptr<const Model> mode
 }
 
 void ModelVerifier::record_shapes() {
-  const int most = bucket(max_nodes_, node_block());
-  for (int rows = 1; rows <= max_rows_; rows = bucket(rows + 1, options_.block)) {
+  for (int rows = 1;; rows = row_bucket(rows + 1)) {
     recording(rows, 0, t_.trees);
-    for (int nodes = 1; nodes <= std::min(rows, most); nodes = bucket(nodes + 1, node_block()))
-      recording(rows, nodes, t_.trees);
+    for (int nodes = 1; nodes <= std::min(rows, sizes_.nodes);) {
+      const int bucket = node_bucket(nodes);
+      recording(rows, bucket, t_.trees);
+      nodes = bucket + 1;
+    }
+    if (rows == sizes_.rows) break;
   }
 }
 
-int ModelVerifier::node_block() const { return std::min(64, max_nodes_); }
+int ModelVerifier::row_bucket(int rows) const {
+  return std::min(bucket(rows, options_.block), sizes_.rows);
+}
+int ModelVerifier::node_bucket(int nodes) const {
+  return std::min(bucket(nodes, sizes_.node_block), sizes_.nodes);
+}
 
-void ModelVerifier::lay_out(Tables& t, Arena& arena) {
-  const int B = sequences_, C = options_.tree_capacity, R = max_rows_, N = max_nodes_;
+ModelVerifier::Sizes::Sizes(int s, const VerifierOptions& o)
+    : sequences(s),
+      tree(o.tree_capacity),
+      rows(round_up(std::max(o.block, s * (o.tree_capacity + o.catch_up)), o.block)),
+      nodes(s * o.tree_capacity),
+      node_block(std::min(64, nodes)),
+      tokens(std::max<size_t>(o.block, size_t(s) * o.catch_up) + size_t(s) * o.tree_capacity),
+      logprobs(o.logprobs) {}
+
+VerifierNeed verifier_need(const ModelConfig& config, int sequences,
+                           const VerifierOptions& options) {
+  const ModelVerifier::Sizes sizes(sequences, options);
+  ModelVerifier::Tables tables;
+  Arena measure;
+  ModelVerifier::lay_out(tables, sizes, config, measure);
+  const size_t most_k = std::max({config.width, config.ffn, config.heads * config.head_dim});
+  VerifierNeed need;
+  need.backend =
+      measure.peak() + activation_bytes(config, options.block) + 2 * size_t(options.block) * most_k;
+  need.host = tables.up_bytes + size_t(sequences) * sizeof(RoundResult);
+  if (options.logprobs > 0)
+    need.host +=
+        size_t(sequences) * kMaxEmitted * 4 + size_t(sizes.nodes) * (4 + 8 * options.logprobs);
+  return need;
+}
+
+void ModelVerifier::lay_out(Tables& t, const Sizes& s, const ModelConfig& config, Arena& arena) {
+  const int B = s.sequences, C = s.tree, R = s.rows, N = s.nodes;
   // Uploaded part: one piece, so that one copy carries it.
-  const size_t words =
-      16 + size_t(B) * sizeof(PlanEntry) / 4 + token_capacity_ + B + 2 * size_t(B) * C;
+  const size_t words = 16 + size_t(B) * sizeof(PlanEntry) / 4 + s.tokens + B + 2 * size_t(B) * C;
   t.up = arena.take_array<int32_t>(words);
   t.up_bytes = words * 4;
   int32_t* p = t.up;
@@ -115,7 +146,7 @@ void ModelVerifier::lay_out(Tables& t, Arena& arena) {
   const int32_t* count = piece(16);
   const auto* entries =
       reinterpret_cast<const PlanEntry*>(piece(size_t(B) * sizeof(PlanEntry) / 4));
-  t.plan = {B, count, entries, piece(token_capacity_)};
+  t.plan = {B, count, entries, piece(s.tokens)};
   int32_t* tree_count = piece(B);
   int32_t* tree_token = piece(size_t(B) * C);
   t.trees = {B, C, tree_count, tree_token, piece(size_t(B) * C)};
@@ -137,12 +168,12 @@ void ModelVerifier::lay_out(Tables& t, Arena& arena) {
   t.results = arena.take_array<RoundResult>(B);
   t.path = arena.take_array<int32_t>(size_t(B) * kMaxEmitted);
   t.path_node = arena.take_array<int32_t>(size_t(B) * kMaxEmitted);
-  t.residual = arena.take_tensor(DType::f32, R, model_->config().width);
-  t.logits = arena.take_tensor(DType::f32, node_block(), model_->head().n());
-  if (options_.logprobs > 0) {
+  t.residual = arena.take_tensor(DType::f32, R, config.width);
+  t.logits = arena.take_tensor(DType::f32, s.node_block, config.vocab);
+  if (s.logprobs > 0) {
     t.chosen = arena.take_array<float>(N);
-    t.top_token = arena.take_array<int32_t>(size_t(N) * options_.logprobs);
-    t.top_logprob = arena.take_array<float>(size_t(N) * options_.logprobs);
+    t.top_token = arena.take_array<int32_t>(size_t(N) * s.logprobs);
+    t.top_logprob = arena.take_array<float>(size_t(N) * s.logprobs);
   }
 }
 
@@ -203,8 +234,8 @@ void ModelVerifier::queue_round(int rows, int nodes, TreeView trees) {
     run_layers(backend_, *model_, pass, t.residual.slice(first, n), scratch_);
   }
   if (nodes == 0) return;
-  for (int first = 0; first < nodes; first += node_block()) {
-    const int n = std::min(node_block(), nodes - first);
+  for (int first = 0; first < nodes; first += sizes_.node_block) {
+    const int n = std::min(sizes_.node_block, nodes - first);
     const Live live{t.rows.node_count, first, n};
     const Tensor logits = t.logits.slice(0, n);
     run_head(backend_, *model_, live, t.residual, t.rows.node_row + first, options_.act, logits,
@@ -220,9 +251,9 @@ void ModelVerifier::queue_round(int rows, int nodes, TreeView trees) {
 }
 
 void ModelVerifier::run(int rows, int nodes, TreeView trees) {
-  check(rows <= max_rows_ && nodes <= max_nodes_, Code::internal, "a round of ", rows, " rows");
+  check(rows <= sizes_.rows && nodes <= sizes_.nodes, Code::internal, "a round of ", rows, " rows");
   backend_.upload(t_.up, image_.data(), t_.up_bytes);
-  recording(bucket(rows, options_.block), bucket(nodes, node_block()), trees).replay();
+  recording(row_bucket(rows), node_bucket(nodes), trees).replay();
 }
 
 Recording& ModelVerifier::recording(int row_bucket, int node_bucket, TreeView trees) {

@@ -27,6 +27,13 @@ struct VerifierOptions {
   int logprobs = 0;        // most likeliest tokens a round may be asked for; 0 = none
 };
 
+/// Memory a verifier with these options takes: what lies in backend memory, to within the scratch
+/// of int8 activations, and the larger tables of the host.
+struct VerifierNeed {
+  size_t backend = 0, host = 0;
+};
+VerifierNeed verifier_need(const ModelConfig&, int sequences, const VerifierOptions&);
+
 /// A cache for `model` that verifiers with these options can share.
 std::shared_ptr<KVCache> make_cache(Backend&, const Model&, int context, int tree_capacity,
                                     int sequences);
@@ -59,6 +66,15 @@ class ModelVerifier final : public Verifier {
   void read_choices(std::span<int32_t> tokens, std::span<float> logits);
 
  private:
+  friend VerifierNeed verifier_need(const ModelConfig&, int sequences, const VerifierOptions&);
+  /// The largest round.
+  struct Sizes {
+    Sizes(int sequences, const VerifierOptions&);
+    int sequences, tree, rows, nodes;
+    int node_block;  // nodes that are chosen for together
+    size_t tokens;   // of the plan
+    int logprobs;
+  };
   /// The round's tables in backend memory, and the host image of the part that goes up.
   struct Tables {
     int32_t* up = nullptr;  // first byte of the upload
@@ -75,22 +91,23 @@ class ModelVerifier final : public Verifier {
     int32_t* top_token = nullptr;
     float* top_logprob = nullptr;
   };
-  void lay_out(Tables&, Arena&);
+  static void lay_out(Tables&, const Sizes&, const ModelConfig&, Arena&);
   /// Plans the batch into the host image; a null tree list reads only. Returns rows and nodes.
   std::pair<int, int> plan(Batch, const DraftTrees* trees, std::span<const int> missing);
   void run(int rows, int nodes, TreeView trees);
   Recording& recording(int row_bucket, int node_bucket, TreeView trees);
   void queue_round(int rows, int nodes, TreeView trees);
   void record_shapes();
+  int row_bucket(int rows) const;
+  int node_bucket(int nodes) const;
   void note_catch_up(const Sequence&, int from, int count);
-  int node_block() const;
 
   Backend& backend_;
   std::shared_ptr<const Model> model_;
   std::shared_ptr<KVCache> cache_;
   std::shared_ptr<RuleTable> rules_;
   VerifierOptions options_;
-  int sequences_, max_rows_, max_nodes_;
+  const Sizes sizes_;
   Buffer memory_;
   Tables t_;
   Arena scratch_;
@@ -99,7 +116,6 @@ class ModelVerifier final : public Verifier {
   PlanEntry* image_entries_ = nullptr;
   int32_t *image_tokens_ = nullptr, *image_tree_count_ = nullptr, *image_tree_token_ = nullptr,
           *image_tree_parent_ = nullptr;
-  size_t token_capacity_ = 0;
   std::vector<int> usable_;   // [slot] entries this level may use, as of the last sync
   std::vector<int> missing_;  // [batch] of the round being planned
   std::vector<RoundResult> results_;

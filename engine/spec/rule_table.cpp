@@ -4,20 +4,28 @@
 
 namespace stepladder {
 
+/// Returns where tokens are staged.
+int32_t* RuleTable::lay_out(RuleView& view, Arena& arena, int sequences, int vocab, int context) {
+  view = {sequences, vocab, arena.take_array<RuleParams>(sequences),
+          arena.take_array<uint32_t>(size_t(sequences) * vocab),
+          arena.take_array<float>(size_t(sequences) * vocab)};
+  return arena.take_array<int32_t>(context);
+}
+
+size_t RuleTable::bytes(int sequences, int vocab, int context) {
+  RuleView view;
+  Arena measure;
+  lay_out(view, measure, sequences, vocab, context);
+  return measure.peak();
+}
+
 RuleTable::RuleTable(Backend& backend, int sequences, int vocab, int context)
     : backend_(backend), context_(context), bias_(vocab) {
-  const auto lay_out = [&](Arena& arena) {
-    view_ = {sequences, vocab, arena.take_array<RuleParams>(sequences),
-             arena.take_array<uint32_t>(size_t(sequences) * vocab),
-             arena.take_array<float>(size_t(sequences) * vocab)};
-    staging_ = arena.take_array<int32_t>(context);
-  };
-  Arena measure;
-  lay_out(measure);
-  memory_ = Buffer(backend.allocate(measure.peak()), measure.peak(),
+  const size_t size = bytes(sequences, vocab, context);
+  memory_ = Buffer(backend.allocate(size), size,
                    [&backend](void* p, size_t n) { backend.release(p, n); });
-  Arena arena(memory_.data(), memory_.bytes());
-  lay_out(arena);
+  Arena arena(memory_.data(), size);
+  staging_ = lay_out(view_, arena, sequences, vocab, context);
 }
 
 void RuleTable::begin(int slot, const Sampling& s, std::span<const Token> prompt) {

@@ -16,6 +16,9 @@ class RuleTable {
   /// `vocab`: tokens that may be chosen; `context`: the longest prompt.
   RuleTable(Backend&, int sequences, int vocab, int context);
 
+  /// Backend memory such a table takes.
+  static size_t bytes(int sequences, int vocab, int context);
+
   RuleView view() const { return view_; }
   /// Sets row `slot` to `sampling` and counts the prompt. Values must be valid already.
   void begin(int slot, const Sampling& sampling, std::span<const Token> prompt);
@@ -23,6 +26,8 @@ class RuleTable {
   void count_output(int slot, std::span<const Token> tokens);
 
  private:
+  static int32_t* lay_out(RuleView&, Arena&, int sequences, int vocab, int context);
+
   Backend& backend_;
   Buffer memory_;
   RuleView view_;

@@ -16,14 +16,13 @@
 #include "support/far/far_backend.h"
 #include "support/refusal.h"
 #include "support/safetensors_writer.h"
+#include "support/said.h"
 #include "support/tiny_model.h"
 
 namespace stepladder {
 namespace {
 
 using testing::TempDir;
-
-constexpr int kVocab = 320;
 
 /// Model directories, made once.
 struct Models {
@@ -52,73 +51,6 @@ struct Models {
 Models& models() {
   static Models made;
   return made;
-}
-
-std::shared_ptr<Engine> load(const std::string& directory, const std::string& draft,
-                             Options options = {}) {
-  options.draft = parse_draft(draft);
-  if (!options.threads) options.threads = 1;
-  return Engine::load(directory, options);
-}
-
-struct Said {
-  std::vector<Token> tokens;
-  std::vector<uint32_t> logits;  // bits
-  Finish finish = Finish::none;
-  Token stop_token = -1;
-  bool operator==(const Said&) const = default;
-};
-void PrintTo(const Said& s, std::ostream* out) {
-  *out << s.tokens.size() << " tokens, finish " << int(s.finish) << ":";
-  for (Token t : s.tokens) *out << ' ' << t;
-}
-Said take(Stream& stream) {
-  Said out;
-  for (Chunk chunk; stream.next(chunk);) {
-    EXPECT_EQ(chunk.tokens.size(), chunk.logits.size());
-    out.tokens.insert(out.tokens.end(), chunk.tokens.begin(), chunk.tokens.end());
-    for (float l : chunk.logits) {
-      uint32_t bits;
-      std::memcpy(&bits, &l, sizeof bits);
-      out.logits.push_back(bits);
-    }
-    out.finish = chunk.finish, out.stop_token = chunk.stop_token;
-  }
-  return out;
-}
-Said say(Engine& engine, const Request& request) { return take(*engine.submit(request)); }
-
-std::vector<Token> some_prompt(int n, unsigned seed) {
-  std::mt19937 random(seed);
-  std::vector<Token> out;
-  for (int i = 0; i < n; ++i) {
-    // A stretch repeats, so that lookup has something to find.
-    const bool repeat = i >= 12 && i % 24 >= 12;
-    out.push_back(repeat ? out[size_t(i) - 12] : static_cast<Token>(random() % kVocab));
-  }
-  return out;
-}
-
-/// Requests over every sampling option and prompts around the sizes of blocks and steps.
-std::vector<Request> requests() {
-  std::vector<Request> out;
-  const int lengths[] = {1, 2, 31, 33, 64, 127, 130, 200};
-  for (unsigned i = 0; i < 8; ++i) {
-    Request r;
-    r.prompt = some_prompt(lengths[i], i);
-    r.max_tokens = 40;
-    r.ignore_eos = i % 2;
-    Sampling& s = r.sampling;
-    s.seed = 1000 + i;
-    if (i >= 2) s.temperature = i % 3 ? 0.8f : 1.f;
-    if (i == 3 || i == 7) s.top_p = 0.9f;
-    if (i == 4 || i == 7) s.top_k = 20;
-    if (i == 5) s.min_p = 0.05f;
-    if (i % 2) s.repetition_penalty = 1.3f, s.frequency_penalty = 0.4f, s.presence_penalty = 0.2f;
-    if (i >= 6) s.logit_bias = {{5, 2.f}, {17, -1e9f}, {100, 1.5f}};
-    out.push_back(r);
-  }
-  return out;
 }
 
 /// What plain decoding on an engine of its own says to requests(), by directory.

@@ -17,7 +17,7 @@ namespace stepladder {
 class FakeSide final : public TargetSide {
  public:
   explicit FakeSide(int slots) : seeds(slots) {}
-  void begin(int slot, const Sampling& s, std::span<const Token>) override {
+  void begin(int slot, const Sampling& s, std::span<const Token>, std::span<const Token>) override {
     if (s.seed == 666) throw Error(Code::unsupported, "seed 666");
     seeds[slot] = s.seed;
   }

@@ -275,8 +275,7 @@ MemoryCheckpoint tiny_checkpoint(const TinySpec& spec) {
   return out;
 }
 
-void write_tiny_checkpoint(const TinySpec& spec, const std::string& directory) {
-  const MemoryCheckpoint checkpoint = tiny_checkpoint(spec);
+void write_checkpoint(const MemoryCheckpoint& checkpoint, const std::string& directory) {
   std::vector<testing::NamedTensor> tensors;
   for (const std::string& name : checkpoint.names()) {
     const TensorInfo& info = checkpoint.need(name);
@@ -286,6 +285,10 @@ void write_tiny_checkpoint(const TinySpec& spec, const std::string& directory) {
   }
   testing::write_model(directory, checkpoint.config(), tensors);
   testing::write_file(directory + "/generation_config.json", checkpoint.generation().dump(2));
+}
+
+void write_tiny_checkpoint(const TinySpec& spec, const std::string& directory) {
+  write_checkpoint(tiny_checkpoint(spec), directory);
   testing::write_tokenizer(directory, spec.vocab);
 }
 

@@ -48,7 +48,10 @@ void PrintTo(const TinySpec&, std::ostream*);
 
 /// The checkpoint in memory.
 MemoryCheckpoint tiny_checkpoint(const TinySpec&);
-/// Writes it as a Hugging Face directory: config.json, generation_config.json, model.safetensors.
+/// Writes a checkpoint as a Hugging Face directory: config.json, generation_config.json and
+/// model.safetensors.
+void write_checkpoint(const MemoryCheckpoint&, const std::string& directory);
+/// The same of the spec's checkpoint, with a tokenizer.json.
 void write_tiny_checkpoint(const TinySpec&, const std::string& directory);
 
 /// One spec for each family, dense bf16, of differing shapes.

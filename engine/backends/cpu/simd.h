@@ -83,6 +83,11 @@ SL_INLINE float sum_of_squares(const float* x, int n) {
   return sum_lanes(lane);
 }
 
+/// 1 / sqrt(x), and NaN for a sum that overflowed: 0 in its place would pass for a row of zeros.
+SL_INLINE float inverse_root(float x) {
+  return x < __builtin_inff() ? 1.f / __builtin_sqrtf(x) : __builtin_nanf("");
+}
+
 // 2^f on [-0.5, 0.5] by a polynomial of degree 6 whose constant is exactly 1, so that 2^0 is 1 and
 // a step that leaves the maximum as it is changes no bit. With rounding |relative error| < 2^-23.
 constexpr float kExp2[7] = {

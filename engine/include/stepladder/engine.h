@@ -42,7 +42,7 @@ std::string to_string(const std::vector<LevelSpec>&);
 struct Options {
   std::vector<LevelSpec> draft;
   int context = 0;        // tokens a sequence may hold; 0 = the model's own, at most 8192
-  int max_sequences = 1;  // served side by side; further requests queue
+  int max_sequences = 1;  // served side by side; further requests queue; unread streams make way
   int threads = 0;        // 0 = the machine's cores
   std::string device = "cpu";
   std::string isa;   // "" = best; "portable", "avx2", "avx512"
@@ -130,9 +130,9 @@ struct Info {
   std::string architecture, backend;
   int vocab = 0, context = 0, model_context = 0, layers = 0, width = 0, threads = 0;
   int64_t parameters = 0;
-  size_t total_bytes = 0;
+  size_t total_bytes = 0;  // all memory the load took; of inspect(), the checkpoint's bytes
   std::vector<Token> end_tokens;
-  std::vector<std::string> notes;  // what the loader decided: a capped context and the like
+  std::vector<std::string> notes;  // what the loader decided or met: a capped context and the like
   std::vector<LevelInfo> levels;
 };
 

@@ -36,8 +36,10 @@ uint32_t hash_of(const Token* tokens, int n) {
 /// What one slot knows: its tokens, where their n-grams occurred, and how far to trust a match.
 class Lookup::Index {
  public:
-  explicit Index(const LookupOptions& o)
-      : options_(o), mask_(std::bit_ceil(static_cast<uint32_t>(2 * o.context)) - 1) {
+  static uint32_t buckets(const LookupOptions& o) {
+    return std::bit_ceil(static_cast<uint32_t>(2 * o.context));
+  }
+  explicit Index(const LookupOptions& o) : options_(o), mask_(buckets(o) - 1) {
     tokens_.reserve(o.context);
     for (int n = o.ngram_min; n <= o.ngram_max; ++n)
       chains_.push_back(
@@ -192,6 +194,12 @@ Lookup::Lookup(const LookupOptions& options) : options_(options) {
 }
 
 Lookup::~Lookup() = default;
+
+size_t Lookup::bytes(const LookupOptions& o) {
+  const size_t context = static_cast<size_t>(o.context), lengths = o.ngram_max - o.ngram_min + 1;
+  return o.sequences * (sizeof(Index) + context * sizeof(Token) +
+                        lengths * (Index::buckets(o) + context) * sizeof(int32_t));
+}
 
 void Lookup::sync(Batch batch) {
   for (const Sequence* s : batch) index_[s->slot].sync(s->tokens);

@@ -35,6 +35,8 @@ class Lookup final : public Drafter {
   /// Takes all the memory it will ever use. Throws Error(invalid_argument) naming the option.
   explicit Lookup(const LookupOptions&);
   ~Lookup() override;
+  /// The memory it takes, which is the host's.
+  static size_t bytes(const LookupOptions&);
 
   void sync(Batch) override;
   bool read(Batch, int) override { return true; }

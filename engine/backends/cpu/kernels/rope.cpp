@@ -14,7 +14,7 @@ SL_INLINE void rotate(const float* x, const float* norm, float eps, const float*
   float normed[kMaxHeadDim], turned[kMaxHeadDim];
   if (norm) {
     const float mean = sum_of_squares(x, dim) / static_cast<float>(dim);
-    const float inverse = 1.f / __builtin_sqrtf(mean + eps);
+    const float inverse = inverse_root(mean + eps);
     for (int d = 0; d < dim; ++d) normed[d] = x[d] * inverse * norm[d];
     x = normed;
   }

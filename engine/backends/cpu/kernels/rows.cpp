@@ -80,7 +80,7 @@ void rms_norm(const RmsNormArgs& a, Lane lane) {
     const float* x = row_of<float>(a.x, a.pick ? a.pick[i] : i);
     uint16_t* out = row_of<uint16_t>(a.out, i);
     const float mean = sum_of_squares(x, width) / static_cast<float>(width);
-    const float inverse = 1.f / __builtin_sqrtf(mean + a.eps);
+    const float inverse = inverse_root(mean + a.eps);
     if (a.out.dtype == DType::bf16)
       for (int c = 0; c < width; ++c) out[c] = narrow_bf16(x[c] * inverse * a.weight[c]);
     else
@@ -92,14 +92,18 @@ namespace {
 
 #if defined(SL_ISA_avx512)
 
-/// One group: its scale, its codes and their sum.
+/// One group: its scale (NaN if a value is), its codes and their sum.
 SL_INLINE void quantize_group(DType t, const uint16_t* x, int n, int8_t* q, float* scale,
                               int32_t* sum) {
   __m512 largest = _mm512_setzero_ps();
-  for (int c = 0; c < n; c += kLanes)
-    largest = _mm512_max_ps(largest, _mm512_abs_ps(widen_16(t, x + c, lanes_below(n, c))));
+  __mmask16 none = 0;  // lanes that met a NaN, which the maximum drops
+  for (int c = 0; c < n; c += kLanes) {
+    const __m512 v = _mm512_abs_ps(widen_16(t, x + c, lanes_below(n, c)));
+    none |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    largest = _mm512_max_ps(largest, v);
+  }
   const float step = _mm512_reduce_max_ps(largest) / 127.f;
-  *scale = step;
+  *scale = none ? __builtin_nanf("") : step;
   // Where the step itself rounds to 0 the group counts as zeros.
   const __m512 divisor = _mm512_set1_ps(step > 0.f ? step : 1.f);
   const __m512 most = _mm512_set1_ps(127.f), least = _mm512_set1_ps(-127.f);
@@ -119,11 +123,12 @@ SL_INLINE void quantize_group(DType t, const uint16_t* x, int n, int8_t* q, floa
 
 constexpr int kQuantChunk = 256;  // values widened at a time, on the stack
 
-/// One group: its scale, its codes and their sum.
+/// One group: its scale (NaN if a value is), its codes and their sum.
 SL_INLINE void quantize_group(DType t, const uint16_t* x, int n, int8_t* q, float* scale,
                               int32_t* sum) {
   float wide[kQuantChunk];
   float largest[kLanes] = {};
+  int none = 0;  // NaNs, which the maximum drops
   for (int c = 0; c < n; c += kQuantChunk) {
     const int m = n - c < kQuantChunk ? n - c : kQuantChunk;
     widen(t, x + c, wide, m);
@@ -131,17 +136,19 @@ SL_INLINE void quantize_group(DType t, const uint16_t* x, int n, int8_t* q, floa
     for (; i + kLanes <= m; i += kLanes)
       for (int l = 0; l < kLanes; ++l) {
         const float v = __builtin_fabsf(wide[i + l]);
+        none |= v != v;
         largest[l] = v > largest[l] ? v : largest[l];
       }
     for (int l = 0; i + l < m; ++l) {
       const float v = __builtin_fabsf(wide[i + l]);
+      none |= v != v;
       largest[l] = v > largest[l] ? v : largest[l];
     }
   }
   float top = 0.f;
   for (int l = 0; l < kLanes; ++l) top = largest[l] > top ? largest[l] : top;
   const float step = top / 127.f;
-  *scale = step;
+  *scale = none ? __builtin_nanf("") : step;
   // Where the step itself rounds to 0 the group counts as zeros.
   const float divisor = step > 0.f ? step : 1.f;
   constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to even

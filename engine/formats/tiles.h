@@ -5,7 +5,8 @@
 //
 //   dense   step of 2 k: bf16 [16 rows][2 k], f16 [2 k][16 rows]
 //   w8a16   64 bytes of header, then tiles: [32 f32 scales] and steps of 4 k, whose strip is four
-//           lanes of 16 bytes, one for 4 rows: [4 rows][k0 k1][4 rows][k2 k3]
+//           lanes of 16 bytes, one for 4 rows: [4 rows][k0 k1][4 rows][k2 k3]; without AVX-512
+//           no header, and steps of [16 rows][4 k]
 //   w8a8    tiles: [32 f32 scales], steps of 4 k: [16 rows][4 k], stored as value + 128
 //   w4a16   tiles of groups: [32 scales], steps of 8 k: [16 rows] words of 8 nibbles; nibble i is
 //           k 2i and nibble i + 4 is k 2i + 1, stored as value + 8

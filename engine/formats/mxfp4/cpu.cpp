@@ -62,6 +62,27 @@ void run(const LinearArgs& a, Lane lane) {
 
 struct Codec : Groups {
   using Groups::Groups;
+#ifdef __AVX2__
+  // A table of 16 bytes holds the doubled values, which are whole; the scale is halved for it.
+  static constexpr float kHalf = .5f;
+  struct Raw {
+    I8 nibble[2];  // those at even and at odd places of a word, as signed bytes
+  };
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+    const __m256i table = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12));
+    U8 word;
+    load_from(word, p + v * 32);
+    for (int i = 0; i < 2; ++i)
+      raw.nibble[i] = (I8)_mm256_shuffle_epi8(table, (__m256i)((word >> (i * 4)) & 0x0f0f0f0fu));
+  }
+  template <Act>
+  [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
+    const int at = j / 2 + j % 2 * 4;
+    w = __builtin_convertvector((raw.nibble[at % 2] << (24 - at / 2 * 8)) >> 24, F8);
+  }
+#else
+  static constexpr float kHalf = 1;
   using Raw = U8;
   [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
     load_from(raw, p + v * 32);
@@ -69,23 +90,24 @@ struct Codec : Groups {
   template <Act>
   [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
     const int at = j / 2 + j % 2 * 4;
-    const U8 code = raw >> (at * 4), sign = (raw << (28 - at * 4)) & 0x80000000u;
-#ifdef __AVX2__
-    // A table of eight, indexed by the low three bits of each lane.
-    const F8 table = {0, .5f, 1, 1.5f, 2, 3, 4, 6};
-    w = (F8)((U8)_mm256_permutevar8x32_ps((__m256)table, (__m256i)code) | sign);
-#else
+    const U8 code = raw >> (at * 4), magnitude = code & 7;
     // 1 is the subnormal .5; from 2 on, exponent and mantissa are shifted to their f32 places.
-    const U8 magnitude = code & 7, half = (U8)(magnitude == 1), normal = (U8)(magnitude > 1);
-    w = (F8)(sign | (half & 0x3f000000u) | (normal & ((magnitude << 22) + 0x3f000000u)));
-#endif
+    const U8 half = (U8)(magnitude == 1), normal = (U8)(magnitude > 1);
+    w = (F8)((code & 8) << 28 | (half & 0x3f000000u) |
+             (normal & ((magnitude << 22) + 0x3f000000u)));
   }
+#endif
   [[gnu::always_inline]] void scale(F8& out, const std::byte* scales, int v) const {
+#ifdef __AVX2__
+    const U8 wide =
+        (U8)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + v * 8)));
+#else
     using B8 = uint8_t __attribute__((vector_size(8)));
     B8 e;
     load_from(e, scales + v * 8);
     const U8 wide = __builtin_convertvector(e, U8);
-    out = (F8)((wide << 23) | ((U8)(wide == 0) & 0x00400000u));
+#endif
+    out = (F8)((wide << 23) | ((U8)(wide == 0) & 0x00400000u)) * kHalf;
   }
 };
 

@@ -79,8 +79,11 @@ struct Codec : Groups {
   }
   template <Act A>
   [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
-    const I8 code = (raw >> ((j / 2 + j % 2 * 4) * 4)) & 15;
-    w = __builtin_convertvector(A == Act::a8 ? code : code - kOffset, F8);
+    const int at = (j / 2 + j % 2 * 4) * 4;
+    if constexpr (A == Act::a8)
+      w = __builtin_convertvector((raw >> at) & 15, F8);
+    else  // q + 8 with its top bit turned over is q in 4 bits
+      w = __builtin_convertvector(((raw ^ int32_t(0x88888888)) << (28 - at)) >> 28, F8);
   }
   [[gnu::always_inline]] void scale(F8& out, const std::byte* scales, int v) const {
     if (scale_type == DType::f32) return load_from(out, scales + v * 32);

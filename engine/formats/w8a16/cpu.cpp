@@ -1,6 +1,7 @@
-// Products of 16-bit tokens with int8 weights, one scale per output row. A packed byte is sign and
-// magnitude; the magnitude's bf16 is looked up in two tables of 128 bytes and the sign is OR-ed in,
-// which is exact. The one value without a magnitude of 7 bits, -128, is stored as minus zero.
+// Products of 16-bit tokens with int8 weights, one scale per output row. On AVX-512 a packed byte
+// is sign and magnitude; the magnitude's bf16 is looked up in two tables of 128 bytes and the sign
+// is OR-ed in, which is exact. The one value without a magnitude of 7 bits, -128, is stored as
+// minus zero. Elsewhere a byte is the value.
 #include "formats/w8a16/layout.h"
 
 #ifdef SL_ISA_avx512
@@ -12,13 +13,19 @@
 namespace stepladder::SL_ISA {
 namespace {
 
+#ifdef SL_ISA_avx512
+constexpr int kHeader = tiles::kHeader;
+#else
+constexpr int kHeader = 0;
+#endif
+
 struct Int8Rows {
   static constexpr bool kGrouped = false, kScaled = true;
   static constexpr int kFirst = tiles::kChannelScales, kStep = 4, kStepBytes = 128;
   const std::byte* tiles;
   size_t tile_bytes;
   explicit Int8Rows(const LinearArgs& a)
-      : tiles(static_cast<const std::byte*>(a.weight.data) + tiles::kHeader),
+      : tiles(static_cast<const std::byte*>(a.weight.data) + kHeader),
         tile_bytes(tiles::w8_tile(a.weight.k)) {}
 };
 
@@ -90,45 +97,34 @@ void run(const LinearArgs& a, Lane lane) {
 
 #else
 
-template <bool HasMin>
 struct Int8 : Int8Rows {
   using Int8Rows::Int8Rows;
-  struct Raw {
-    U8 pair[2];  // k 0 and 1, k 2 and 3 in the low bytes
-  };
+  using Raw = I8;
   [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
-    H16 words;
-    load_from(words, p + v * 32);
-    const H8 half[2] = {__builtin_shufflevector(words, words, 0, 1, 2, 3, 8, 9, 10, 11),
-                        __builtin_shufflevector(words, words, 4, 5, 6, 7, 12, 13, 14, 15)};
-    for (int i = 0; i < 2; ++i) raw.pair[i] = __builtin_convertvector(half[i], U8);
+    load_from(raw, p + v * 32);
   }
   template <Act>
   [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
-    const U8 pair = raw.pair[j / 2], sign = (pair << (24 - j % 2 * 8)) & 0x80000000u;
-    I8 magnitude = (I8)(pair >> (j % 2 * 8)) & 0x7f;
-    if constexpr (HasMin) magnitude |= (I8)(sign >> 24) & (I8)(magnitude == 0);
-    w = (F8)((U8) __builtin_convertvector(magnitude, F8) | sign);
+    w = __builtin_convertvector((raw << (24 - j * 8)) >> 24, F8);
   }
   [[gnu::always_inline]] void scale(F8& out, const std::byte* tile, int v) const {
     load_from(out, tile + v * 32);
   }
 };
 
-void run(const LinearArgs& a, Lane lane) {
-  if (*static_cast<const uint8_t*>(a.weight.data))
-    product<Int8<true>, Act::a16>(a, Int8<true>(a), lane);
-  else
-    product<Int8<false>, Act::a16>(a, Int8<false>(a), lane);
-}
+void run(const LinearArgs& a, Lane lane) { product<Int8, Act::a16>(a, Int8(a), lane); }
 
 #endif
 
 }  // namespace
 
-extern const LinearKernel w8a16_kernels[] = {{"w8a16", Act::a16, "cpu/" SL_ISA_NAME, "w8a16.t32",
-                                              w8a16::supports, w8a16::packed_bytes, w8a16::pack,
-                                              run}};
+#ifdef SL_ISA_avx512
+#define SL_LAYOUT "w8a16.t32", w8a16::supports, w8a16::packed_bytes, w8a16::pack
+#else
+#define SL_LAYOUT "w8a16.plain", w8a16::supports, w8a16::plain_bytes, w8a16::pack_plain
+#endif
+extern const LinearKernel w8a16_kernels[] = {
+    {"w8a16", Act::a16, "cpu/" SL_ISA_NAME, SL_LAYOUT, run}};
 extern const int w8a16_kernel_count = 1;
 
 }  // namespace stepladder::SL_ISA

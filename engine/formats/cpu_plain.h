@@ -4,7 +4,8 @@
 // the end.
 //
 // One or two tokens take each weight from its code straight into their sums. More tokens share a
-// panel: a few k of a tile are decoded once and multiplied with all of them. Either way an output's
+// panel: a few k of a tile are decoded once and multiplied with all of them, unless decoding is so
+// cheap that a few tokens do without its stores. Either way an output's
 // sum takes k in order, one step at a time, so its bits do not tell which way it went.
 #pragma once
 
@@ -32,9 +33,10 @@ constexpr int kTokens = 24;          // most tokens of a block
 constexpr int kWide = 2048;          // k for which a block's tokens are widened once for all tiles
 constexpr int kStride = kWide + 16;  // of one token, so that several do not share a cache set
 #ifdef __AVX__
-constexpr int kMicro = 6;  // tokens whose sums stay in registers: 6 x 2 vectors of 16
+// Tokens whose sums stay in registers, of 16 that hold weights too: from a panel, and from codes.
+constexpr int kMicro = 6, kMicroCodes = 4;
 #else
-constexpr int kMicro = 2;
+constexpr int kMicro = 2, kMicroCodes = 1;
 #endif
 
 // Vectors go in and out by reference: passing them by value has no fixed convention below AVX.
@@ -222,30 +224,76 @@ struct Ahead {
   size_t pace;
 };
 
-/// Adds `count` k of a panel to the sums of T tokens from `token` on; x: of the first of them.
-template <int T>
-SL_INLINE void add_panel(Panel& p, int token, const float* x, int count, Ahead& ahead) {
+/// Adds `count` k to the sums of T tokens from `token` on; x: of the first of them. The weights
+/// come out of the panel or, where decoding costs next to nothing, from their codes at `p`.
+template <bool kCodes, class C, Act A, int T>
+SL_INLINE void add_block(const C& codec, Panel& panel, const std::byte* p, int token,
+                         const float* x, int count, Ahead& ahead) {
+  constexpr int kStep = kCodes ? C::kStep : 1;
   for (int half = 0; half < kVectors; half += 2) {
     F8 acc[T][2];
 #pragma GCC unroll 6
     for (int t = 0; t < T; ++t)
-      acc[t][0] = p.acc[token + t][half], acc[t][1] = p.acc[token + t][half + 1];
-    const std::byte* next = ahead.at;
-    for (int i = 0; i < count; ++i, next += ahead.pace) {
+      acc[t][0] = panel.acc[token + t][half], acc[t][1] = panel.acc[token + t][half + 1];
+    const std::byte *next = ahead.at, *step = p;
+    for (int i = 0; i < count; i += kStep, step += C::kStepBytes, next += kStep * ahead.pace) {
       __builtin_prefetch(next);
-      const F8 w0 = p.w[i][half], w1 = p.w[i][half + 1];
+      typename C::Raw raw[2];
+      if constexpr (kCodes) codec.load(raw[0], step, half), codec.load(raw[1], step, half + 1);
+#pragma GCC unroll 8
+      for (int j = 0; j < kStep; ++j) {
+        F8 w0, w1;
+        if constexpr (kCodes) {
+          codec.template value<A>(w0, raw[0], j);
+          codec.template value<A>(w1, raw[1], j);
+        } else {
+          w0 = panel.w[i][half], w1 = panel.w[i][half + 1];
+        }
 #pragma GCC unroll 6
-      for (int t = 0; t < T; ++t) {
-        F8 xs;
-        broadcast(xs, x[t * kStride + i]);
-        mac(acc[t][0], w0, xs);
-        mac(acc[t][1], w1, xs);
+        for (int t = 0; t < T; ++t) {
+          F8 xs;
+          broadcast(xs, x[t * kStride + i + j]);
+          mac(acc[t][0], w0, xs);
+          mac(acc[t][1], w1, xs);
+        }
       }
     }
     ahead.at = next;
 #pragma GCC unroll 6
     for (int t = 0; t < T; ++t)
-      p.acc[token + t][half] = acc[t][0], p.acc[token + t][half + 1] = acc[t][1];
+      panel.acc[token + t][half] = acc[t][0], panel.acc[token + t][half + 1] = acc[t][1];
+  }
+}
+
+/// The same for all tokens of a block, `most` at a time; x: of the first token.
+template <bool kCodes, class C, Act A>
+SL_INLINE void add_tokens(const C& codec, Panel& panel, const std::byte* p, int tokens, int most,
+                          const float* x, int count, const std::byte* next) {
+  int blocks = (tokens + most - 1) / most;
+  // The next weights come from memory while these are multiplied.
+  Ahead ahead{next, size_t(C::kStepBytes / C::kStep + 2 * blocks - 1) / size_t(2 * blocks)};
+  for (int t = 0, n; t < tokens; t += n, x += n * kStride, --blocks) {
+    n = (tokens - t + blocks - 1) / blocks;
+    switch (n) {
+      case 1:
+        add_block<kCodes, C, A, 1>(codec, panel, p, t, x, count, ahead);
+        break;
+      case 2:
+        add_block<kCodes, C, A, 2>(codec, panel, p, t, x, count, ahead);
+        break;
+      case 3:
+        add_block<kCodes, C, A, 3>(codec, panel, p, t, x, count, ahead);
+        break;
+      case 4:
+        add_block<kCodes, C, A, 4>(codec, panel, p, t, x, count, ahead);
+        break;
+      case 5:
+        add_block<kCodes, C, A, 5>(codec, panel, p, t, x, count, ahead);
+        break;
+      default:
+        add_block<kCodes, C, A, 6>(codec, panel, p, t, x, count, ahead);
+        break;
+    }
   }
 }
 
@@ -256,7 +304,6 @@ void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
   const int k = a.weight.k, row = tokens.first;
   const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
   const std::byte* p = base + C::kFirst;
-  const int blocks = (tokens.count + kMicro - 1) / kMicro;
   Panel panel;
   Sum<C, A> sum[kTokens][kVectors];
   for (int t = 0; t < tokens.count; ++t)
@@ -269,40 +316,22 @@ void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
     if constexpr (C::kGrouped)
       if (in_group == 0) scales = codec.open_group(p, g);
     const int left = group - in_group, count = left < kPanel ? left : kPanel;
-    for (int i = 0; i < count; i += C::kStep, p += C::kStepBytes)
+    const float* const x = at<A>(tokens, a, k0, count);
+    const std::byte* const next = p + count / C::kStep * C::kStepBytes;
+    if (C::kCheap && tokens.count <= 2 * kMicroCodes) {
+      add_tokens<true, C, A>(codec, panel, p, tokens.count, kMicroCodes, x, count, next);
+    } else {
+      for (int i = 0; i < count; i += C::kStep, p += C::kStepBytes)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        typename C::Raw raw;
-        codec.load(raw, p, v);
+        for (int v = 0; v < kVectors; ++v) {
+          typename C::Raw raw;
+          codec.load(raw, p, v);
 #pragma GCC unroll 8
-        for (int j = 0; j < C::kStep; ++j) codec.template value<A>(panel.w[i + j][v], raw, j);
-      }
-    const float* x = at<A>(tokens, a, k0, count);
-    // The next panel comes from memory while this one is multiplied.
-    Ahead ahead{p, size_t(C::kStepBytes / C::kStep + 2 * blocks - 1) / size_t(2 * blocks)};
-    for (int t = 0, n, b = blocks; t < tokens.count; t += n, x += n * kStride, --b) {
-      n = (tokens.count - t + b - 1) / b;
-      switch (n) {
-        case 1:
-          add_panel<1>(panel, t, x, count, ahead);
-          break;
-        case 2:
-          add_panel<2>(panel, t, x, count, ahead);
-          break;
-        case 3:
-          add_panel<3>(panel, t, x, count, ahead);
-          break;
-        case 4:
-          add_panel<4>(panel, t, x, count, ahead);
-          break;
-        case 5:
-          add_panel<5>(panel, t, x, count, ahead);
-          break;
-        default:
-          add_panel<6>(panel, t, x, count, ahead);
-          break;
-      }
+          for (int j = 0; j < C::kStep; ++j) codec.template value<A>(panel.w[i + j][v], raw, j);
+        }
+      add_tokens<false, C, A>(codec, panel, p, tokens.count, kMicro, x, count, next);
     }
+    p = next;
     k0 += count, in_group += count;
     if constexpr (C::kGrouped) {
       if (in_group == group) {

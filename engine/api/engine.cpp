@@ -145,10 +145,11 @@ class Loader {
     return out;
   }
 
-  /// What checking one more row costs a level, as a share of its round of one row. Reading 16-bit
-  /// weights hides the multiplications of some ten rows; the fewer bytes a pass reads, the fewer it
-  /// hides. Measured on 2 cores of Zen 4: 8 rows cost 1.03x with bf16, 2.1x with int8 and 2.7x with
-  /// 4-bit weights; int8 activations multiply four times as fast.
+  /// What checking one more row costs a level, as a share of its round of one row, until it has
+  /// timed rounds of its own. Reading 16-bit weights hides the multiplications of some ten rows;
+  /// the fewer bytes a pass reads, the fewer it hides. Measured on 2 cores of Zen 4: 8 rows
+  /// cost 1.03x with bf16, 2.1x with int8 and 2.7x with 4-bit weights; int8 activations multiply
+  /// four times as fast.
   static float row_cost(const Loaded& level) {
     const double dense = 2.0 * double(level.model->parameters());
     const double fewer = dense / double(level.model->pass_bytes(level.act));
@@ -167,8 +168,10 @@ class Loader {
       inner = std::make_unique<Lookup>(options);
     }
     for (size_t k = plan_.levels.size(); k-- > 0;) {
+      LevelOptions options = level_options(plan_, static_cast<int>(k));
+      options.row_cost = row_cost(loaded_[k]);
       auto level = std::make_unique<Level>(std::move(loaded_[k].verifier), std::move(inner),
-                                           level_options(plan_, static_cast<int>(k)));
+                                           std::move(options));
       if (k == 0)
         parts.target = std::move(level);
       else

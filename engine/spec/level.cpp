@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 
 #include "core/error.h"
 
@@ -43,6 +44,7 @@ Level::Level(std::unique_ptr<Verifier> verifier, std::unique_ptr<Drafter> inner,
       options_(std::move(options)),
       own_(options_.sequences),
       stats_(options_.sequences),
+      row_cost_(options_.row_cost),
       trees_(options_.sequences, options_.tree_capacity),
       budgets_(options_.sequences),
       limits_(options_.sequences),
@@ -220,7 +222,10 @@ void Level::advance(Batch batch, std::span<const int> limit, std::span<const cha
     rows_[i] = verifier_->lacking(*batch[i]) + trees_.count[i];
   const Clock::time_point drafted = Clock::now();
   verifier_->verify(batch, trees_, out);
-  const double each = milliseconds_since(drafted) / static_cast<double>(batch.size());
+  const double took = milliseconds_since(drafted);
+  row_cost_.add(std::accumulate(rows_.begin(), rows_.begin() + batch.size(), 0), took);
+  if (inner_) inner_->weigh_rows(row_cost_.of(static_cast<int>(batch.size())));
+  const double each = took / static_cast<double>(batch.size());
   for (size_t i = 0; i < batch.size(); ++i) {
     stats_[batch[i]->slot].verify_ms += each;
     record(*batch[i], static_cast<int>(i), rows_[i], out[i]);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "spec/drafter.h"
+#include "spec/row_cost.h"
 #include "spec/verifier.h"
 
 namespace stepladder {
@@ -17,6 +18,7 @@ struct LevelOptions {
   int sequences = 1;       // slots
   int context = 0;         // positions of the verifier's cache: what Verifier::room counts down
   int tree_capacity = 64;  // nodes of the largest tree in the hierarchy
+  float row_cost = 0.04f;  // of checking one more row, until rounds have been timed
 };
 
 class Level final : public Drafter {
@@ -67,6 +69,7 @@ class Level final : public Drafter {
   LevelOptions options_;
   std::vector<Own> own_;           // [slot]
   std::vector<LevelStats> stats_;  // [slot]
+  RowCost row_cost_;
   DraftTrees trees_;
   // Room for one call's lists, [sequences] each.
   std::vector<Sequence*> own_batch_, active_;

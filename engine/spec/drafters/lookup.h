@@ -25,7 +25,7 @@ struct LookupOptions {
   int tokens = 10;         // most guesses a round
   int ngram_max = 4;       // longest match looked for; longer ones were not better trusted
   int ngram_min = 1;       // shortest; single tokens are soon distrusted where they mislead
-  float row_cost = 0.04f;  // of checking one more row, as a share of a round of one row
+  float row_cost = 0.04f;  // of checking one more row, until weigh_rows() says better
   int context = 0;         // tokens a sequence may hold
   int sequences = 1;       // slots
 };
@@ -43,11 +43,13 @@ class Lookup final : public Drafter {
   bool ready(const Sequence&) const override { return true; }
   /// Chains of at most at_most tokens; at_least is not heeded.
   void draft(Batch, std::span<const Budget>, DraftTrees& out) override;
+  void weigh_rows(float cost) override { row_cost_ = cost; }
   void forget(int slot) override;
 
  private:
   class Index;
   LookupOptions options_;
+  float row_cost_;
   std::vector<Index> index_;  // [slot]
 };
 

@@ -14,6 +14,7 @@ class RowCost {
   explicit RowCost(float assumed) : assumed_(assumed) {}
 
   void add(int rows, double ms) {
+    ms = std::max(ms, kTick);
     const double one = ms / (1 + assumed_ * (rows - 1));
     if (n_ > 0) ms = std::min(ms, kMost * (base() + slope() * rows));  // it was interrupted
     one_ = n_ > 0 ? one_ + (std::min(one, kMost * one_) - one_) * (1 - kMemory) : one;
@@ -31,7 +32,7 @@ class RowCost {
   }
 
  private:
-  static constexpr double kMemory = 0.97, kMost = 3, kLeast = 0.005, kDearest = 0.6;
+  static constexpr double kMemory = 0.97, kMost = 3, kLeast = 0.005, kDearest = 0.6, kTick = 1e-6;
   static constexpr double kFew = 1, kMany = 9;  // rows of the two assumed rounds
 
   double n() const { return n_ + 2; }

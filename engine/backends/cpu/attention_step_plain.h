@@ -6,6 +6,9 @@
 
 #include "backends/cpu/kv_layout.h"
 #include "backends/cpu/simd.h"
+#ifdef __FMA__
+#include <immintrin.h>
+#endif
 
 namespace stepladder::SL_ISA {
 namespace {
@@ -28,6 +31,29 @@ struct Running {
   float weight[kHeads][kLanes];
 };
 
+/// acc += a * b: fused where the instruction set has it.
+SL_INLINE void mac(Eight& acc, const Eight& a, float b) {
+  const Eight all = {b, b, b, b, b, b, b, b};
+#ifdef __FMA__
+  acc = (Eight)_mm256_fmadd_ps((__m256)a, (__m256)all, (__m256)acc);
+#else
+  acc = acc + a * all;
+#endif
+}
+
+/// 2^x of eight values, as exp2_plain.
+SL_INLINE void exp2_eight(Eight& x) {
+  constexpr float kRound = 12582912.f;
+  x = x < -125.f ? Eight{} - 125.f : x;
+  x = x > 127.f ? Eight{} + 127.f : x;
+  const Eight shifted = x + kRound, f = x - (shifted - kRound);
+  Eight p = Eight{} + kExp2[6];
+#pragma GCC unroll 6
+  for (int i = 5; i >= 0; --i) p = p * f + kExp2[i];
+  const EightBits exponent = (EightBits)shifted - float_as_bits(kRound);
+  x = (Eight)((EightBits)p + (exponent << 23));
+}
+
 /// Eight f16 in the low halves -> f32, as widen_f16 does.
 SL_INLINE void widen_eight(const EightBits& x, Eight& to) {
   const EightBits rest = x & 0x7fffu, shifted = rest << 13;
@@ -47,28 +73,31 @@ SL_INLINE void split(const EightBits& x, Eight& even, Eight& odd) {
   }
 }
 
-/// s[h][j] = dot product of query h with key j of a block, elements in order.
+/// s[h] = dot products of query h, q[h * kMaxHeadDim], with the 16 keys of a block, elements in
+/// order.
 template <int kCount, bool kBf16>
-SL_INLINE void scores(const uint16_t* const* q, const uint16_t* block, int dim,
-                      float (*s)[kKeyBlock]) {
+SL_INLINE void scores(const float* q, const uint16_t* block, int dim, Eight (*s)[4], int at) {
   Eight acc[kCount][2] = {};
   for (int i = 0; i < dim / 2; ++i) {
     Eight even[2], odd[2];
+#pragma GCC unroll 2
     for (int b = 0; b < 2; ++b) {
       EightBits x;
       __builtin_memcpy(&x, block + i * 2 * kKeyBlock + b * kKeyBlock, sizeof x);
       split<kBf16>(x, even[b], odd[b]);
     }
+#pragma GCC unroll 4
     for (int h = 0; h < kCount; ++h) {
-      const float q0 = kBf16 ? from_bf16(q[h][2 * i]) : widen_f16(q[h][2 * i]);
-      const float q1 = kBf16 ? from_bf16(q[h][2 * i + 1]) : widen_f16(q[h][2 * i + 1]);
+      const float q0 = q[h * kMaxHeadDim + 2 * i], q1 = q[h * kMaxHeadDim + 2 * i + 1];
+#pragma GCC unroll 2
       for (int b = 0; b < 2; ++b) {
-        acc[h][b] = acc[h][b] + even[b] * q0;
-        acc[h][b] = acc[h][b] + odd[b] * q1;
+        mac(acc[h][b], even[b], q0);
+        mac(acc[h][b], odd[b], q1);
       }
     }
   }
-  for (int h = 0; h < kCount; ++h) __builtin_memcpy(s[h], acc[h], sizeof acc[h]);
+#pragma GCC unroll 4
+  for (int h = 0; h < kCount; ++h) s[h][at] = acc[h][0], s[h][at + 1] = acc[h][1];
 }
 
 /// Adds weight * value for one chunk of elements; `pairs` of its pairs exist.
@@ -85,31 +114,42 @@ SL_INLINE void add_values(const float (*p)[kAttentionStep], Value value, int val
       __builtin_memcpy(&x, value(j) + at, static_cast<size_t>(pairs) * 4);
     Eight even, odd;
     split<kBf16>(x, even, odd);
+#pragma GCC unroll 4
     for (int h = 0; h < kCount; ++h) {
-      acc[h][0] = acc[h][0] + even * p[h][j];
-      acc[h][1] = acc[h][1] + odd * p[h][j];
+      mac(acc[h][0], even, p[h][j]);
+      mac(acc[h][1], odd, p[h][j]);
     }
   }
   for (int h = 0; h < kCount; ++h) __builtin_memcpy(sum + h * padded + at, acc[h], sizeof acc[h]);
 }
 
 template <int kCount, bool kBf16, class Value>
-SL_INLINE void step_of(const uint16_t* const* q, const uint16_t* k0, const uint16_t* k1,
+SL_INLINE void step_of(DType t, const uint16_t* const* q, const uint16_t* k0, const uint16_t* k1,
                        Value value, int valid, int dim, float scale, Running& run, float* sum) {
   const int padded = padded_dim(dim);
-  float s[2][kCount][kKeyBlock], p[kCount][kAttentionStep];
-  scores<kCount, kBf16>(q, k0, dim, s[0]);
-  if (valid > kKeyBlock) scores<kCount, kBf16>(q, k1, dim, s[1]);
+  constexpr float kLowest = -3.40282347e38f;
+  constexpr EightInts kPlaces = {0, 1, 2, 3, 4, 5, 6, 7};
+  float wide[kCount * kMaxHeadDim];
+  for (int h = 0; h < kCount; ++h) widen(t, q[h], wide + h * kMaxHeadDim, dim);
+  Eight s[kCount][4] = {};
+  scores<kCount, kBf16>(wide, k0, dim, s, 0);
+  if (valid > kKeyBlock) scores<kCount, kBf16>(wide, k1, dim, s, 2);
+  float p[kCount][kAttentionStep];
   for (int h = 0; h < kCount; ++h) {
     const float before = run.largest[h];
-    float top = before;
-    for (int j = 0; j < valid; ++j) {
-      p[h][j] = s[j / kKeyBlock][h][j % kKeyBlock] * scale;
-      top = p[h][j] > top ? p[h][j] : top;
+    Eight most = Eight{} + kLowest;
+    for (int b = 0; b < 4; ++b) {
+      s[h][b] = kPlaces + 8 * b < valid ? s[h][b] * scale : Eight{} + kLowest;
+      most = s[h][b] > most ? s[h][b] : most;
     }
-    for (int j = valid; j < kAttentionStep; ++j) p[h][j] = top;
-    for (int j = 0; j < kAttentionStep; ++j) p[h][j] = exp2_plain(p[h][j] - top);
-    for (int j = valid; j < kAttentionStep; ++j) p[h][j] = 0.f;
+    float top = before;
+    for (int i = 0; i < 8; ++i) top = most[i] > top ? most[i] : top;
+    for (int b = 0; b < 4; ++b) {
+      s[h][b] = s[h][b] - top;
+      exp2_eight(s[h][b]);
+      s[h][b] = kPlaces + 8 * b < valid ? s[h][b] : Eight{};
+    }
+    __builtin_memcpy(p[h], s[h], sizeof p[h]);
     if (top != before) {
       const float shrink = exp2_plain(before - top);
       run.largest[h] = top;
@@ -131,9 +171,9 @@ template <int kCount, class Value>
 void step(DType t, const uint16_t* const* q, const uint16_t* k0, const uint16_t* k1, Value value,
           int valid, int dim, float scale, Running& run, float* sum) {
   if (t == DType::bf16)
-    step_of<kCount, true>(q, k0, k1, value, valid, dim, scale, run, sum);
+    step_of<kCount, true>(t, q, k0, k1, value, valid, dim, scale, run, sum);
   else
-    step_of<kCount, false>(q, k0, k1, value, valid, dim, scale, run, sum);
+    step_of<kCount, false>(t, q, k0, k1, value, valid, dim, scale, run, sum);
 }
 
 /// Divides by the sum of weights, rounds and interleaves.

@@ -31,6 +31,7 @@ ASAN_TESTS = ["core_test", "io_test", "io_refusal_test", "vocabulary_test", "con
 TSAN_TESTS = {
     "core_test": "ThreadPool*",
     "loop_test": "*Concurrency*:*Cancel*",
+    "unread_test": "*",
     "engine_test": "*Concurrency*",
 }
 

@@ -28,6 +28,7 @@ using H16 = uint16_t __attribute__((vector_size(32)));
 
 constexpr int kChunk = 512;  // k at a time; the bound that keeps integer sums exact
 constexpr int kVectors = tiles::kRows / 8;
+constexpr int kAheadBytes = 8192;    // how far ahead one or two tokens fetch, into the second level
 constexpr int kPanel = 64;           // most k of a panel, which divides kChunk
 constexpr int kTokens = 24;          // most tokens of a block
 constexpr int kWide = 2048;          // k for which a block's tokens are widened once for all tiles
@@ -175,6 +176,9 @@ void direct(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
       const std::byte* scales = nullptr;
       if constexpr (C::kGrouped) scales = codec.open_group(p, g);
       for (int i = i0; i < i0 + piece; i += C::kStep, p += C::kStepBytes) {
+        static_assert(C::kStepBytes == 128);
+        __builtin_prefetch(p + kAheadBytes, 0, 2);
+        __builtin_prefetch(p + kAheadBytes + 64, 0, 2);
         typename C::Raw raw[kVectors];
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) codec.load(raw[v], p, v);

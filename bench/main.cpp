@@ -312,8 +312,8 @@ class Bench {
                  "\"levels_ms\": %.3f, "
                  "\"ratio\": %.4f, \"repeated_8grams\": %.4f, \"plain_hash\": \"%s\", "
                  "\"levels_hash\": \"%s\", \"equal\": %s",
-                 json_string(s_.draft).c_str(), s_.prompts.size(), static_cast<long long>(tokens), ms[0],
-                 ms[1], ratio, repeats, hash[0].text().c_str(), hash[1].text().c_str(),
+                 json_string(s_.draft).c_str(), s_.prompts.size(), static_cast<long long>(tokens),
+                 ms[0], ms[1], ratio, repeats, hash[0].text().c_str(), hash[1].text().c_str(),
                  equal ? "true" : "false");
     return equal;
   }

@@ -10,8 +10,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 
 #include "bindings.h"
+#include "released.h"
 #include "stepladder/engine.h"
 
 namespace nb = nanobind;
@@ -30,7 +32,8 @@ class PythonStream {
 
   ~PythonStream() {
     // The last reference to an engine waits for its thread.
-    nb::gil_scoped_release released;
+    std::optional<Released> released;
+    if (!ending()) released.emplace();
     stream_.reset();
     engine_.reset();
   }
@@ -45,7 +48,7 @@ class PythonStream {
       Chunk chunk;
       bool ready, more = false;
       {
-        nb::gil_scoped_release released;
+        const Released released;
         ready = stream_->wait(wait);
         if (ready) more = stream_->next(chunk);
       }
@@ -111,7 +114,7 @@ std::shared_ptr<Engine> load(const std::string& directory, Options options, nb::
   options.progress = [&](size_t done, size_t total) { return progress(done, total); };
   std::shared_ptr<Engine> engine;
   try {
-    nb::gil_scoped_release released;
+    const Released released;
     engine = Engine::load(directory, options);
   } catch (const Error&) {
     progress.rethrow();
@@ -124,7 +127,7 @@ std::shared_ptr<Engine> load(const std::string& directory, Options options, nb::
 std::shared_ptr<PythonStream> submit(std::shared_ptr<Engine> engine, const Request& request) {
   std::shared_ptr<Stream> stream;
   {
-    nb::gil_scoped_release released;
+    const Released released;
     stream = engine->submit(request);
   }
   return std::make_shared<PythonStream>(std::move(engine), std::move(stream));
@@ -228,7 +231,7 @@ void bind_info(nb::module_& m) {
       .def_ro("end_tokens", &Info::end_tokens)
       .def_ro("notes", &Info::notes)
       .def_ro("levels", &Info::levels);
-  m.def("inspect", &inspect, "directory"_a, nb::call_guard<nb::gil_scoped_release>(),
+  m.def("inspect", &inspect, "directory"_a, nb::call_guard<Released>(),
         "What can be told of a checkpoint without loading its weights.");
 }
 
@@ -237,6 +240,9 @@ void bind_info(nb::module_& m) {
 void bind_engine(nb::module_& m) {
   bind_options(m);
   bind_info(m);
+  m.def("close_down", &close_down,
+        "Before the interpreter ends: waits for the threads that are inside the engine, and lets "
+        "nobody in any more.");
   nb::class_<PythonStream>(m, "Stream", "A running request.")
       .def("next", &PythonStream::next, "seconds"_a,
            "(tokens, logits, logprobs, finish, stop_token) of the next round; None after the last "

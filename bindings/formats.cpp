@@ -10,6 +10,7 @@
 
 #include "bindings.h"
 #include "formats/linear.h"
+#include "released.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -34,7 +35,7 @@ nb::tuple cast(const std::string& format, Matrix values, int group) {
   const auto n = values.shape(0), k = values.shape(1);
   CanonicalWeight weight;
   {
-    nb::gil_scoped_release released;
+    const Released released;
     weight = found.cast({values.data(), n * k}, static_cast<int>(n), static_cast<int>(k), group);
   }
   if (weight.codes.empty() && n * k > 0)

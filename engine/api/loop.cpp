@@ -108,18 +108,19 @@ void Loop::run() {
   const FloatMode mode;
   while (take_requests()) {
     drop_cancelled();
-    bool worked = false, wanted = false;
+    bool wanted = false;
     try {
       recall();
       wanted = lend();
       run_jobs();
       admit();
-      worked = turn();
+      worked_ = false;
+      worked_ = turn();
     } catch (...) {
       const auto [code, message] = in_flight();
       break_down(code, message);
     }
-    if (worked) continue;
+    if (worked_) continue;
     if (wanted)
       doorbell_->wait_for(kPatience);
     else
@@ -196,12 +197,14 @@ void Loop::recall() {
 }
 
 /// Streams that nobody takes from leave their slots to those that wait for one, or for an idle
-/// engine. Returns whether anybody does.
+/// engine: at once when the engine would idle while a caller stands waiting, else after a while.
+/// Returns whether anybody waits.
 bool Loop::lend() {
   size_t wanted = waiting_.size() - std::min(waiting_.size(), slots_.size() - active_.size());
   if (job_waits()) wanted = active_.size();
   if (wanted == 0) return false;
-  const auto since = std::chrono::steady_clock::now() - kPatience;
+  auto since = std::chrono::steady_clock::now();
+  if (worked_ || !someone_stands()) since -= kPatience;
   for (size_t i = 0, left = wanted; i < active_.size() && left > 0;) {
     if (active_[i]->stream->unread_since(since))
       park(*active_[i]), --left;
@@ -211,9 +214,16 @@ bool Loop::lend() {
   return true;
 }
 
+/// Whether the caller of a stream in the waiting line waits for its next token this very moment.
+bool Loop::someone_stands() const {
+  return std::any_of(waiting_.begin(), waiting_.end(),
+                     [](const Work& work) { return work.stream->awaited(); });
+}
+
 /// The request leaves its slot with all that is needed to go on in another: its text. The entries
 /// it lacks there are read like those of a prompt, and a row's bits depend on the text alone.
 void Loop::park(Slot& slot) {
+  slot.stream->slotted(false);
   parked_.push_back({slot.stream, slot.sequence.tokens, slot.stats, slot.first_token});
   release(slot);
 }
@@ -226,8 +236,12 @@ bool Loop::job_waits() {
 void Loop::admit() {
   if (job_waits()) return;  // for an idle engine, so nobody new goes ahead of it
   while (!waiting_.empty() && active_.size() < slots_.size()) {
-    Work work = std::move(waiting_.front());
-    waiting_.pop_front();
+    // Callers that stand waiting go first; the others' streams are not being read.
+    auto next = std::find_if(waiting_.begin(), waiting_.end(),
+                             [](const Work& work) { return work.stream->awaited(); });
+    if (next == waiting_.end()) next = waiting_.begin();
+    Work work = std::move(*next);
+    waiting_.erase(next);
     const auto stream = work.stream;
     Slot& slot = best_slot(work.text.empty() ? stream->request.prompt : work.text);
     try {
@@ -262,6 +276,7 @@ void Loop::begin(Slot& slot, Work work) {
   const bool again = !work.text.empty();
   const std::vector<Token>& text = again ? work.text : request.prompt;
   work.stream->open();
+  work.stream->slotted(true);
   slot.sequence.tokens.assign(text.begin(), text.end());
   slot.sequence.committed = text.size();
   slot.entries = 0;

@@ -95,6 +95,7 @@ class Loop {
   void drop_cancelled();
   void recall();
   bool lend();
+  bool someone_stands() const;
   void park(Slot&);
   bool job_waits();
   void admit();
@@ -124,6 +125,7 @@ class Loop {
 
   // The thread's own.
   std::deque<Work> waiting_;  // for a slot
+  bool worked_ = true;        // in the last turn
   std::vector<Work> parked_;  // lent their slots, and wait for their callers
   std::vector<std::shared_ptr<StreamState>> arrived_;
   std::vector<Slot> slots_;

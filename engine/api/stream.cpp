@@ -49,11 +49,29 @@ StreamState::StreamState(Request r, std::shared_ptr<Doorbell> doorbell,
   stats_.seed = request.sampling.seed;
 }
 
+class StreamState::Awaiting {
+ public:
+  explicit Awaiting(StreamState& state) : state_(state) {
+    state_.awaited_.fetch_add(1);
+    if (!state_.slotted_.load()) state_.doorbell_->ring();
+  }
+  ~Awaiting() { state_.awaited_.fetch_sub(1); }
+  Awaiting(const Awaiting&) = delete;
+  Awaiting& operator=(const Awaiting&) = delete;
+
+ private:
+  StreamState& state_;
+};
+
 bool StreamState::next(Chunk& out) {
   guard_.check_here();
   out = Chunk();
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return queued_ > 0 || finish_ != Finish::none; });
+  const auto ready = [this] { return queued_ > 0 || finish_ != Finish::none; };
+  if (!ready()) {
+    const Awaiting awaiting(*this);
+    changed_.wait(lock, ready);
+  }
   if (queued_ > 0) {
     Round& round = rounds_[first_];
     out.tokens.assign(round.token, round.token + round.count);
@@ -83,8 +101,10 @@ bool StreamState::next(Chunk& out) {
 bool StreamState::wait(int milliseconds) {
   guard_.check_here();
   std::unique_lock lock(mutex_);
-  return changed_.wait_for(lock, std::chrono::milliseconds(milliseconds),
-                           [this] { return queued_ > 0 || finish_ != Finish::none; });
+  const auto ready = [this] { return queued_ > 0 || finish_ != Finish::none; };
+  if (ready() || milliseconds <= 0) return ready();
+  const Awaiting awaiting(*this);
+  return changed_.wait_for(lock, std::chrono::milliseconds(milliseconds), ready);
 }
 
 void StreamState::cancel() noexcept {

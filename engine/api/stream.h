@@ -69,6 +69,11 @@ class StreamState {
   Stats stats() const;
 
   // The engine's side.
+  /// Whether a caller stands in next() or wait() with nothing to take.
+  bool awaited() const noexcept { return awaited_.load(std::memory_order_relaxed) > 0; }
+  /// Whether the request has a slot; while it has none, a caller who begins to wait rings the
+  /// doorbell.
+  void slotted(bool has) noexcept { slotted_.store(has, std::memory_order_relaxed); }
   bool cancelled() const noexcept { return cancel_.load(std::memory_order_relaxed); }
   /// Takes the queue's memory, when the request gets a slot.
   void open();
@@ -89,6 +94,8 @@ class StreamState {
   void set_stats(const Stats&);
 
  private:
+  /// Counts a caller as waiting while it does.
+  class Awaiting;
   struct Round {
     int count = 0;
     Token token[kMaxEmitted];
@@ -100,6 +107,8 @@ class StreamState {
   const std::shared_ptr<Doorbell> doorbell_;
   const std::shared_ptr<std::atomic<int>> cancels_;  // of all streams; says that one is to be found
   std::atomic<bool> cancel_{false};
+  std::atomic<int> awaited_{0};
+  std::atomic<bool> slotted_{false};
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;

@@ -30,9 +30,11 @@ _live: "weakref.WeakSet[Model]" = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Engines have threads of their own; they end before the interpreter does."""
+    """Engines have threads of their own; they end before the interpreter does, and so do the calls
+    in which other threads still wait for them."""
     for model in list(_live):
         model.close()
+    _core.close_down()
 
 
 def load(

@@ -147,6 +147,25 @@ TEST(Unread, GoesOnOnMemoryTheHostCannotRead) {
   EXPECT_EQ(read_all(*unread), read_all(*load(model(), "")->submit(long_request(1, 200))));
 }
 
+TEST(Unread, ReadersOfSeveralStreamsInTurnShareOneSlot) {
+  const auto bare = load(model(), "");
+  const auto engine = load(model(), "cast:int8:shared,lookup");
+  std::vector<std::shared_ptr<Stream>> streams;
+  std::vector<std::vector<Token>> tokens(3);
+  for (unsigned i = 0; i < 3; ++i) streams.push_back(engine->submit(long_request(i, 150)));
+  Chunk chunk;
+  for (bool more = true; more;) {
+    more = false;
+    for (size_t i = 0; i < streams.size(); ++i)
+      if (streams[i]->next(chunk)) {
+        tokens[i].insert(tokens[i].end(), chunk.tokens.begin(), chunk.tokens.end());
+        more = true;
+      }
+  }
+  for (unsigned i = 0; i < 3; ++i)
+    EXPECT_EQ(tokens[i], read_all(*bare->submit(long_request(i, 150))).said.tokens) << i;
+}
+
 TEST(Unread, ASlowReaderKeepsItsSlot) {
   const auto engine = load(model(), "");
   auto slow = engine->submit(long_request(1, 80));

@@ -13,7 +13,7 @@ from .arguments import callback, choice, flag, path, shown
 from .errors import ModelFormatError, UnsupportedError
 from .gguf_file import GgufFile, GgufTensor
 from .gguf_tokenizer import Vocabulary
-from .output import SafetensorsWriter, TensorSpec, new_directory, write_json
+from .output import SafetensorsWriter, TensorSpec, check_apart, new_directory, write_json
 from .progress import Report
 
 # general.architecture -> HF architecture, model_type, whether q and k rows are stored interleaved.
@@ -55,7 +55,9 @@ def convert(
     flag("force", force)
     callback("progress", progress)
     target = path("target", target)
-    with GgufFile(path("source", source)) as file:
+    source = path("source", source)
+    check_apart(source, target)
+    with GgufFile(source) as file:
         plan = _Plan(file, dtype)
         with new_directory(target, force) as work:
             plan.write(work, progress or (lambda done, total: True))

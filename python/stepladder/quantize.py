@@ -17,7 +17,7 @@ from . import _core
 from .arguments import callback, choice, flag, path, whole
 from .errors import FileError, InvalidArgumentError, UnsupportedError
 from .hub import resolve
-from .output import SafetensorsWriter, TensorSpec, new_directory, write_json
+from .output import SafetensorsWriter, TensorSpec, check_apart, new_directory, write_json
 from .progress import Report
 from .text import read_json
 
@@ -125,6 +125,7 @@ def quantize(
     callback("progress", progress)
     target = path("target", target)
     directory = resolve(source)
+    check_apart(directory, target)
     _core.inspect(str(directory))  # checks every header before anything is written
     with _Job(directory, format, group, head) as job, new_directory(target, force) as work:
         job.write(work, progress or (lambda done, total: True))

@@ -133,6 +133,17 @@ def model(**changes):
     return {"model": tiny.tokenizer_json()["model"] | changes}
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
+
+
+def pre(*parts):
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": list(parts)}}
+
+
+def template(single):
+    return {"post_processor": {"type": "TemplateProcessing", "single": single}}
+
+
 HUGE_TOKENIZERS = {
     "a replacement of a million": ({"normalizer": replace("x" * 10**6)}, "Replace", "1000000"),
     "a replacement of 300": ({"normalizer": replace("x" * 300)}, "Replace", "content", "300"),
@@ -145,7 +156,24 @@ HUGE_TOKENIZERS = {
     "a content that is no text": ({"normalizer": replace(5)}, "Replace", "content"),
     "a normalizer that is no object": ({"normalizer": [1]}, "normalizer"),
     "a sequence of nothing": ({"normalizer": {"type": "Sequence"}}, "Sequence"),
-    "ten thousand normalizers": ({"normalizer": sequence(*[{"type": "NFC"}] * 10_000)}, "1000 normalizers"),
+    "ten thousand normalizers": ({"normalizer": sequence(*[{"type": "NFC"}] * 10_000)}, "32 normalizers"),
+    "a normalizer whose type is no text": ({"normalizer": {"type": ["NFC"]}}, "normalizer", "type"),
+    "sequences of nothing": ({"normalizer": sequence(*[sequence(sequence())] * 32)}, "32 normalizers"),
+    "thirty thousand pretokenizers": (pre(*[{"type": "Punctuation", "behavior": "Isolated"}] * 30_000), "16 pretokenizers"),
+    "bytes of bytes": (pre(BYTES, BYTES), "2 ByteLevel"),
+    "bytes of bytes, nested": (pre(BYTES, pre(BYTES)["pre_tokenizer"]), "2 ByteLevel"),
+    "a pretokenizer whose type is no text": (pre({"type": {}}), "pretokenizer", "type"),
+    "pretokenizers that are no list": ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": 5}}, "pretokenizers"),
+    "a post-processor that is no object": ({"post_processor": "x"}, "processor", "x"),
+    "a list of post-processors": ({"post_processor": []}, "processor"),
+    "processors that are no list": ({"post_processor": {"type": "Sequence", "processors": 5}}, "processors"),
+    "a processor that is a list": ({"post_processor": {"type": "Sequence", "processors": [[]]}}, "processor"),
+    "a template of numbers": (template([5]), "single"),
+    "a template that is an object": (template({"a": 1}), "single"),
+    "a special token that is a list": (template([{"SpecialToken": [1]}]), "single"),
+    "a special token that is a text": (template([{"SpecialToken": "x"}]), "single"),
+    "a special token with a number": (template([{"SpecialToken": {"id": 5}}]), "single"),
+    "a decoder whose type is a list": ({"decoder": {"type": ["ByteLevel"]}}, "tokenizer.json"),
     "a subword prefix": (model(continuing_subword_prefix="x" * 10**6), "continuing_subword_prefix"),
     "a word suffix": (model(end_of_word_suffix="x" * 10**6), "end_of_word_suffix"),
 }  # fmt: skip
@@ -165,17 +193,31 @@ def test_an_unknown_normalizer_is_refused_by_name(tmp_path):
         Text(tmp_path)
 
 
+BERT = {  # fmt: skip
+    "type": "BertNormalizer",
+    "clean_text": True,
+    "handle_chinese_chars": True,
+    "strip_accents": None,
+    "lowercase": True,
+}
 GROWING = {
     "a replacement": (replace("x" * 200), 200),
     "of several characters": (replace("x" * 200, "abcd"), 50),
     "by a regular expression": (replace("x" * 199, "a|", "Regex"), 200),
     "one after the other": (sequence(*[replace("x" * 10, "x")] * 4), 10_000),
-    "a hundred doublings": (sequence(*[replace("xx", "x")] * 100), 2**100),
+    "thirty doublings": (sequence(*[replace("xx", "x")] * 30), 2**30),
     "decomposition": ({"type": "NFKD"}, 18),
     "decomposition twice": (
         sequence({"type": "NFKD"}, {"type": "NFKC"}, {"type": "Lowercase"}),
         18,
     ),
+    "decomposition of what was put in": (
+        sequence(
+            replace("\ufdfa"), {"type": "NFKD"}, replace("\ufdfa", "\u0644"), {"type": "NFKD"}
+        ),
+        18**2,
+    ),
+    "spaces around ideographs, twice": (sequence(*[BERT] * 2), 144),
     "bytes": ({"type": "ByteLevel"}, 4),
 }
 

@@ -8,10 +8,11 @@ import numbers
 import operator
 import os
 import reprlib
+import stat
 from collections.abc import Iterable
 from typing import Any
 
-from .errors import InvalidArgumentError
+from .errors import FileError, InvalidArgumentError
 
 INT_MAX = (1 << 31) - 1
 _short = reprlib.Repr()
@@ -86,6 +87,13 @@ def path(name: str, value: Any) -> str:
             f"{name}: {shown(value)} is not a path; give a str or a pathlib.Path that is not empty"
         )
     return text
+
+
+def regular_file(path: str | os.PathLike[str]) -> None:
+    """Refuses pipes, devices and directories, which would block or never end. Raises OSError when
+    there is no such file."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise FileError(f"{path}: is no regular file; a pipe, device or directory is not read")
 
 
 def choice(name: str, value: Any, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _core
-from .arguments import callback, choice, flag, path, whole
+from .arguments import callback, choice, flag, path, regular_file, whole
 from .errors import FileError, InvalidArgumentError, UnsupportedError
 from .hub import resolve
 from .output import SafetensorsWriter, TensorSpec, check_apart, new_directory, write_json
@@ -177,10 +177,13 @@ class _Job:
         for name in names:
             path = self._directory / name
             try:
+                regular_file(path)
                 file = open(path, "rb")
                 self._files.append(file)
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size))
+            except FileError:
+                raise
             except OSError as error:
                 raise FileError(f"{path}: cannot read: {error.strerror}") from error
             for tensor, info in header.items():

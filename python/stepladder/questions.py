@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from .arguments import regular_file
 from .errors import FileError, ModelFormatError
 
 # MT-Bench's eight categories are one task of Spec-Bench.
@@ -75,9 +76,12 @@ def _spread(members: list[Question], count: int) -> list[Question]:
 
 def _read(path: Path) -> list[Question]:
     try:
+        regular_file(path)
         if path.stat().st_size > _MAX_FILE:
             raise ModelFormatError(f"{path}: larger than {_MAX_FILE} bytes")
         lines = path.read_text(encoding="utf-8").splitlines()
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"{path}: cannot read: {error.strerror}") from error
     except UnicodeDecodeError:

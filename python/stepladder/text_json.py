@@ -10,7 +10,7 @@ from typing import Any
 
 from .arguments import shown
 from .errors import InvalidArgumentError, ModelFormatError, UnsupportedError
-from .text import MAX_FILE_BYTES, MAX_TOKEN_BYTES, Special, read_json
+from .text import MAX_ENTRIES, MAX_FILE_BYTES, MAX_TOKEN_BYTES, MAX_TOKENS, Special, read_json
 from .text_growth import check_affixes, check_growth, check_pre_tokenizers, growth, steps
 
 MAX_STEPS = 64  # decoders or post-processors
@@ -28,9 +28,10 @@ class JsonTokenizer:
 
     def __init__(self, path: Path, config: dict[str, Any]):
         self._path = path
-        tree = read_json(path, MAX_FILE_BYTES)
+        tree = read_json(path, MAX_FILE_BYTES, MAX_ENTRIES)
         if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
             raise ModelFormatError(f"{path}: no tokenizer model in it")
+        _check_count(tree, path)
         for pattern in _patterns(tree):
             _check_pattern(pattern, path)
         check_affixes(tree["model"], path)
@@ -198,6 +199,14 @@ def spell_piece(token: str) -> bytes:
         except ValueError:
             pass
     return token.replace("\u2581", " ").encode()
+
+
+def _check_count(tree: dict[str, Any], path: Path) -> None:
+    """Refuses too many tokens before the library makes its tables of them."""
+    lists = (tree["model"].get("vocab"), tree.get("added_tokens"))
+    count = sum(len(v) for v in lists if isinstance(v, (dict, list)))
+    if count > MAX_TOKENS:
+        raise ModelFormatError(f"{path}: {count} tokens; at most {MAX_TOKENS} are taken")
 
 
 def _patterns(node: Any) -> list[str]:

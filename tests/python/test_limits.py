@@ -1,6 +1,7 @@
 """Files made to use up memory or time are refused before they do, by the name of what is too large."""
 
 import base64
+import json
 import struct
 
 import numpy as np
@@ -283,3 +284,65 @@ def test_a_sentencepiece_table_bounds_the_text(tmp_path):
     assert 18 <= factor <= 100
     with refused(InvalidArgumentError, "tokenizer.model", f"{factor} times"):
         text.encode("x" * (MAX_TEXT // factor + 1))
+
+
+@pytest.mark.parametrize("part", ['[[],"",[]]', '{"":{}}', '""', '[{"a":[]}]'])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_lists_of_millions_are_refused_before_they_are_made(tmp_path, name, part):
+    tiny.write_tokenizer(tmp_path)
+    size = {"tokenizer.json": 24 << 20, "tokenizer_config.json": 3 << 20}[name]
+    count = size // (len(part) + 1)
+    (tmp_path / name).write_text("[" + ",".join([part] * count) + "]")
+    with refused(ModelFormatError, name, "entries"):
+        Text(tmp_path)
+
+
+def test_a_config_of_many_megabytes_is_refused(tmp_path):
+    tiny.write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(["x" * 1000] * 10_000))
+    with refused(ModelFormatError, "tokenizer_config.json", "bytes"):
+        Text(tmp_path)
+
+
+def test_what_stands_in_texts_counts_as_no_entry(tmp_path):
+    from stepladder.text import read_json
+
+    value = {"a": "[" * 900, "b\\": ',"\\', "c": ["\\\\", '"{' * 90], "d": 1}
+    (tmp_path / "m.json").write_text(json.dumps(value))
+    assert read_json(tmp_path / "m.json", entries=6) == value
+    with refused(ModelFormatError, "m.json", "5 entries"):
+        read_json(tmp_path / "m.json", entries=5)
+
+
+def test_a_vocabulary_without_measure_is_refused(tmp_path):
+    vocabulary = {f"t{i}": i for i in range(600_000)}
+    tiny.write_tokenizer(tmp_path, tiny.tokenizer_json(**model(vocab=vocabulary, merges=[])))
+    with refused(ModelFormatError, "tokenizer.json", "tokens", str(1 << 19), mebibytes=256):
+        Text(tmp_path)
+
+
+def with_specials(directory, contents):
+    tree = tiny.tokenizer_json()
+    for i, content in enumerate(contents):
+        id = len(tiny.vocabulary()) + i
+        tree["added_tokens"].append(dict(tree["added_tokens"][0], id=id, content=content))
+    tiny.write_tokenizer(directory, tree)
+    return directory
+
+
+def test_a_special_token_without_measure_is_refused(tmp_path):
+    with refused(ModelFormatError, "special token", "20000 characters", "512"):
+        Text(with_specials(tmp_path, ["<" + "x" * 19_998 + ">"]))
+
+
+def test_long_special_tokens_take_little_memory_in_a_chat(tmp_path):
+    names = [f"<|{i:03}" + "ab" * 250 + "|>" for i in range(400)]
+    text = Text(with_specials(tmp_path, names))
+    content = [names[3][:-1], names[3][1:], names[3], "ab" * 100, "b|>"]
+    # The last refuses, so that what the others took is measured.
+    with refused(InvalidArgumentError, "cannot be used", seconds=20):
+        for each in content:
+            ids = text.encode_chat([{"role": "user", "content": each}])
+            assert not any(i >= len(tiny.vocabulary()) for i in ids)
+            assert each in text.decode(ids)
+        text.encode_chat([{"role": "user", "content": "\U000f5ad0"}])

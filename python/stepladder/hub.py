@@ -81,6 +81,8 @@ def _cached(name: str) -> Path:
             f"{name}: no such directory, and not in the Hugging Face cache {cache_directory()}; {fetch}"
         )
     commit = revision or "main"
+    if ".." in commit.split("/") or commit.startswith("/"):
+        raise FileError(f"{name[:200]}: {commit[:80]!r} is no revision; {fetch[:200]}")
     try:
         reference = folder / "refs" / commit
         if reference.is_file():

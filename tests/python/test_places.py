@@ -68,3 +68,13 @@ def test_a_revision_that_is_no_name(tmp_path, monkeypatch, content):
     os.mkfifo(refs / "main")
     with refused(FileError, "org/name", "hf download"):
         stepladder.load("org/name")
+
+
+def test_a_revision_leads_nowhere_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "hub/models--org--name/refs").mkdir(parents=True)
+    (tmp_path / "secret").write_text("secret")
+    for revision in ("../../../secret", f"{tmp_path}/secret"):
+        with refused(FileError, "revision") as caught:
+            stepladder.load(f"org/name@{revision}")
+        assert "revision secret" not in str(caught.value)

@@ -1,6 +1,11 @@
 """Stepladder: language models at the lowest latency, through any hierarchy of draft levels, with the
 same text bit for bit as without them."""
 
+# ruff: noqa: E402, I001
+from .terminal import end_quietly_if_interrupted
+
+end_quietly_if_interrupted()
+
 from ._core import __version__
 from .convert import convert
 from .errors import (
@@ -18,6 +23,8 @@ from .levels import Cast, Draft, Lookup, Switch
 from .model import Chat, Model, inspect, load
 from .quantize import quantize
 from .stream import LevelStats, Piece, Result, Stats, Stream, TokenLogprob
+
+del end_quietly_if_interrupted
 
 __all__ = [
     "CancelledError",

@@ -8,13 +8,26 @@ import numbers
 import operator
 import os
 import reprlib
+import stat
 from collections.abc import Iterable
 from typing import Any
 
-from .errors import InvalidArgumentError
+from .errors import FileError, InvalidArgumentError
 
 INT_MAX = (1 << 31) - 1
-_short = reprlib.Repr()
+MAX_ITEMS = 1 << 20  # entries of an array, more than any context has
+
+
+class _Short(reprlib.Repr):
+    """Cuts bytes before they are printed, as the library does with text: a repr has four times as many."""
+
+    def repr_bytes(self, value: bytes | bytearray, level: int) -> str:
+        return repr(value if len(value) <= 60 else value[:60])
+
+    repr_bytearray = repr_bytes
+
+
+_short = _Short()
 _short.maxstring = _short.maxother = _short.maxlong = 60
 
 
@@ -88,6 +101,13 @@ def path(name: str, value: Any) -> str:
     return text
 
 
+def regular_file(path: str | os.PathLike[str]) -> None:
+    """Refuses pipes, devices and directories, which would block or never end. Raises OSError when
+    there is no such file."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise FileError(f"{path}: is no regular file; a pipe, device or directory is not read")
+
+
 def choice(name: str, value: Any, known: Iterable[str]) -> str:
     """`value`, which must be one of `known`."""
     names = list(known)
@@ -105,11 +125,22 @@ def callback(name: str, value: Any) -> Any:
     return value
 
 
+def listed(name: str, value: Any) -> Any:
+    """`value`, an array as a list: refused before it is made where no context could hold it."""
+    if not hasattr(value, "tolist"):
+        return value
+    size = getattr(value, "size", None)
+    if not isinstance(size, int):
+        size = len(value) if hasattr(value, "__len__") else 1
+    if size > MAX_ITEMS:
+        raise InvalidArgumentError(f"{name}: {size} entries; at most {MAX_ITEMS} are taken")
+    return value.tolist()
+
+
 def token_ids(name: str, values: Any, vocab: int) -> list[int]:
     """Token ids, checked against the vocabulary."""
-    if hasattr(values, "tolist"):
-        values = values.tolist()
-    if isinstance(values, (str, bytes, dict)) or not hasattr(values, "__len__"):
+    values = listed(name, values)
+    if isinstance(values, (str, bytes, bytearray, dict)) or not hasattr(values, "__len__"):
         raise InvalidArgumentError(f"{name}: {shown(values)} is not a list of token ids")
     return [whole(f"{name}[{i}]", v, 0, vocab - 1) for i, v in enumerate(values)]
 

@@ -25,6 +25,7 @@ from .errors import (
     VocabMismatchError,
 )
 from .output import ending_in_order
+from .terminal import prepare_streams
 
 FAILED, USAGE, BAD_MODEL, NO_MEMORY, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -35,6 +36,7 @@ class _BadModelFile(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
+    prepare_streams()
     args = _parser().parse_args(arguments)
     logging.basicConfig(
         stream=sys.stderr,
@@ -53,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         # Whoever read standard output has gone; nothing more can be said there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except UnicodeDecodeError:
+        return _complain(ValueError("standard input is not text in its encoding"), USAGE)
     except MemoryError as error:
         return _complain(error, NO_MEMORY)
     except InvalidArgumentError as error:
@@ -291,6 +295,8 @@ def _show_stats(stream: Any) -> None:
 def _chat(args: argparse.Namespace) -> int:
     interactive = sys.stdin.isatty()
     with _load(args, args.draft) as model:
+        # Options that no turn could have end the program before the first one.
+        model.stream([0], **_request(args)).close()
         chat = model.chat(args.system, **_request(args))
         if interactive:
             print(
@@ -393,6 +399,8 @@ def _verify(args: argparse.Namespace) -> int:
 
     if args.sequences < 1:
         raise InvalidArgumentError("--sequences must be 1 or more")
+    if args.prompt is not None and (args.questions is not None or args.per_group):
+        raise InvalidArgumentError("give a PROMPT or --questions and --per-group, not both")
     questions = load_questions(args.questions, args.per_group)
     if not args.draft and args.sequences == 1:
         raise InvalidArgumentError(

@@ -13,7 +13,7 @@ from .arguments import callback, choice, flag, path, shown
 from .errors import ModelFormatError, UnsupportedError
 from .gguf_file import GgufFile, GgufTensor
 from .gguf_tokenizer import Vocabulary
-from .output import SafetensorsWriter, TensorSpec, new_directory, write_json
+from .output import SafetensorsWriter, TensorSpec, check_apart, new_directory, write_json
 from .progress import Report
 
 # general.architecture -> HF architecture, model_type, whether q and k rows are stored interleaved.
@@ -55,7 +55,9 @@ def convert(
     flag("force", force)
     callback("progress", progress)
     target = path("target", target)
-    with GgufFile(path("source", source)) as file:
+    source = path("source", source)
+    check_apart(source, target)
+    with GgufFile(source) as file:
         plan = _Plan(file, dtype)
         with new_directory(target, force) as work:
             plan.write(work, progress or (lambda done, total: True))
@@ -153,7 +155,9 @@ class _Plan:
         layer = (
             len(parts) == 4
             and parts[0] == "blk"
-            and parts[1].isdigit()
+            and parts[1].isascii()
+            and parts[1].isdecimal()
+            and len(parts[1]) < 5
             and int(parts[1]) < self.layers
         )
         known = (layer and stem in _LAYER) or (len(parts) == 2 and stem in _TOP)
@@ -235,12 +239,14 @@ class _Plan:
 
     def _llama3_scaling(self, tensor: GgufTensor) -> dict[str, Any]:
         """Finds the llama3 parameters whose factors are the stored ones, to the last bit that counts."""
+        half = self.head_dim // 2
+        if tensor.shape != (half,):
+            raise self._bad(
+                f"tensor rope_freqs.weight has shape {list(tensor.shape)}, expected [{half}]"
+            )
         factors = np.concatenate([r.ravel() for r in self.file.rows(tensor.name)]).astype(
             np.float64
         )
-        half = self.head_dim // 2
-        if factors.shape != (half,):
-            raise self._bad(f"tensor rope_freqs.weight has {factors.size} entries, expected {half}")
         wave = 2 * np.pi * self.theta ** (np.arange(half) / half)
         for original in (8192, 4096, 16384, 32768):
             for low, high in ((1.0, 4.0),):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arguments import shown
+from .arguments import regular_file, shown
 from .errors import FileError, ModelFormatError, UnsupportedError
 
 _SCALARS = {
@@ -58,7 +58,10 @@ class GgufFile:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
         try:
+            regular_file(self.path)
             self._file = open(self.path, "rb")
+        except FileError:
+            raise
         except OSError as error:
             raise FileError(f"{self.path}: cannot open: {error.strerror}") from error
         try:

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from .options import build_request, check_names, model_sampling, template_variab
 from .progress import bar
 from .prompts import Message, Prompt, checked_messages, split_prompts
 from .stops import checked_stops
-from .stream import Piece, Result, Stream, collect
+from .stream import Piece, Result, Stream
 from .text import Text
 
 log = logging.getLogger("stepladder")
@@ -163,7 +164,7 @@ class Model:
 
     def _generate_all(self, prompts: list[Prompt], options: dict[str, Any]) -> list[Result]:
         results: dict[int, Result] = {}
-        running: dict[int, tuple[Stream, list[Piece]]] = {}
+        running: dict[int, Stream] = {}
         waiting = iter(enumerate(prompts))
         try:
             while len(results) < len(prompts):
@@ -171,20 +172,19 @@ class Model:
                     len(running) < 2 * self._max_sequences
                     and (item := next(waiting, None)) is not None
                 ):
-                    running[item[0]] = (self._start(item[1], **options), [])
+                    running[item[0]] = self._start(item[1], **options)
                 moved = False
-                for i, (stream, pieces) in list(running.items()):
-                    while (piece := stream.poll()) is not None:
-                        pieces.append(piece)
+                for i, stream in list(running.items()):
+                    while stream.poll() is not None:
                         moved = True
                     if stream.done:
-                        results[i] = collect(stream, pieces)
+                        results[i] = stream.result()
                         del running[i]
                         moved = True
                 if not moved:
                     time.sleep(0.002)
         finally:
-            for stream, _ in running.values():
+            for stream in running.values():
                 stream.close()
         return [results[i] for i in range(len(prompts))]
 
@@ -273,16 +273,23 @@ class Chat:
         self.messages: list[Message] = (
             [] if system is None else [{"role": "system", "content": string("system", system)}]
         )
+        self._last: ChatStream | None = None
 
     def send(self, text: str, **options: Any) -> "ChatStream":
-        """Says `text`; the answer joins the conversation when its stream ends."""
+        """Says `text`; the answer joins the conversation when its stream ends.
+
+        An answer before it that was not read to its end is waited for, so that each turn has one;
+        its pieces can still be read. close() it to keep only what has been read."""
         check_names("send()", options)
         text = string("text", text)
+        if self._last is not None:
+            self._last.finish()
         checked_messages(self.messages)
         messages = [*self.messages, {"role": "user", "content": text}]
         stream = self._model.stream(messages, **{**self._options, **options})
         self.messages = messages
-        return ChatStream(stream, self)
+        self._last = ChatStream(stream, self)
+        return self._last
 
     def __enter__(self) -> "Chat":
         return self
@@ -297,12 +304,15 @@ class ChatStream:
     def __init__(self, stream: Stream, chat: Chat):
         self.stream, self._chat = stream, chat
         self._parts: list[str] = []
+        self._ahead: deque[Piece] = deque()  # read by finish(), and not yet by the caller
         self._kept = False
 
     def __iter__(self) -> "ChatStream":
         return self
 
     def __next__(self) -> Piece:
+        if self._ahead:
+            return self._ahead.popleft()
         try:
             piece = next(self.stream)
         except BaseException:
@@ -314,12 +324,27 @@ class ChatStream:
         return self
 
     async def __anext__(self) -> Piece:
+        if self._ahead:
+            return self._ahead.popleft()
         try:
             piece = await self.stream.__anext__()
         except BaseException:
-            self._keep()
+            # A wait that was only given up does not end the answer.
+            if self.stream.done:
+                self._keep()
             raise
         return self._took(piece)
+
+    def finish(self) -> None:
+        """Waits until the answer has joined the conversation; its pieces can be read afterwards."""
+        while not self._kept:
+            try:
+                self._ahead.append(self._took(next(self.stream)))
+            except StopIteration:
+                self._keep()
+            except BaseException:
+                self._keep()
+                raise
 
     def _took(self, piece: Piece) -> Piece:
         self._parts.append(piece.text)
@@ -340,6 +365,7 @@ class ChatStream:
         self.stream.cancel()
 
     def close(self) -> None:
+        """Ends the answer at once; what has been read of it joins the conversation."""
         self.stream.close()
         self._keep()
 

@@ -79,6 +79,31 @@ def new_directory(path: str | os.PathLike[str], force: bool = False) -> Iterator
             _remove(work, old) if target.exists() else _remove(work)
 
 
+def check_apart(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Refuses to write over what is read: the two must lie apart once links are resolved.
+
+    `source` is a file or a directory; its files may themselves be links, and those count too.
+    """
+    to = os.path.realpath(target)
+    if _within(to, os.path.realpath(source)):
+        raise InvalidArgumentError(f"{target}: lies in the source {source}; write elsewhere")
+    read = [source]
+    try:
+        if os.path.isdir(source):
+            read += [os.path.join(source, name) for name in os.listdir(source)]
+    except OSError as error:
+        raise FileError(f"{source}: cannot read: {error.strerror}") from error
+    for each in read:
+        if _within(os.path.realpath(each), to):
+            raise InvalidArgumentError(
+                f"{target}: holds the source {each} and would replace it; write elsewhere"
+            )
+
+
+def _within(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(os.path.join(directory, ""))
+
+
 def _remove(*directories: Path) -> None:
     try:
         for directory in directories:

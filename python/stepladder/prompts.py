@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .arguments import shown
+from .arguments import listed, shown
 from .errors import InvalidArgumentError, UnsupportedError
 
 Message = dict[str, Any]
@@ -24,8 +24,7 @@ def _values(prompt: Any, name: str) -> str | list[Any]:
     """A prompt, or a list of them, as text or as a list that is not empty."""
     if isinstance(prompt, str):
         return prompt
-    if hasattr(prompt, "tolist"):
-        prompt = prompt.tolist()
+    prompt = listed(name, prompt)
     if isinstance(prompt, dict):
         raise InvalidArgumentError(
             f"{name}: {shown(prompt)} is a dict; messages are a list, even a single one: [{{...}}]"
@@ -41,7 +40,7 @@ def _is_prompt(value: Any) -> bool:
     """Whether the first thing in a list is a prompt of its own, and not a message or a token."""
     if isinstance(value, (str, list, tuple)):
         return True
-    return hasattr(value, "tolist") and isinstance(value.tolist(), list)
+    return hasattr(value, "tolist") and isinstance(listed("prompt", value), list)
 
 
 def _one(value: Any, name: str) -> Prompt:

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _core
-from .arguments import callback, choice, flag, path, whole
+from .arguments import callback, choice, flag, path, regular_file, whole
 from .errors import FileError, InvalidArgumentError, UnsupportedError
 from .hub import resolve
-from .output import SafetensorsWriter, TensorSpec, new_directory, write_json
+from .output import SafetensorsWriter, TensorSpec, check_apart, new_directory, write_json
 from .progress import Report
 from .text import read_json
 
@@ -125,6 +125,7 @@ def quantize(
     callback("progress", progress)
     target = path("target", target)
     directory = resolve(source)
+    check_apart(directory, target)
     _core.inspect(str(directory))  # checks every header before anything is written
     with _Job(directory, format, group, head) as job, new_directory(target, force) as work:
         job.write(work, progress or (lambda done, total: True))
@@ -176,10 +177,13 @@ class _Job:
         for name in names:
             path = self._directory / name
             try:
+                regular_file(path)
                 file = open(path, "rb")
                 self._files.append(file)
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size))
+            except FileError:
+                raise
             except OSError as error:
                 raise FileError(f"{path}: cannot read: {error.strerror}") from error
             for tensor, info in header.items():

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from .arguments import regular_file, whole
 from .errors import FileError, ModelFormatError
 
 # MT-Bench's eight categories are one task of Spec-Bench.
@@ -59,8 +60,9 @@ BUILT_IN = [
 def load_questions(path: str | Path | None, per_group: int = 0) -> list[Question]:
     """The questions of a file ({"category", "turns"} or {"question"} a line), the first turn of each;
     the built-in ones without a file. `per_group` keeps that many of each group, spread evenly."""
+    whole("per_group", per_group, 0)
     questions = BUILT_IN if path is None else _read(Path(path))
-    if per_group <= 0:
+    if per_group == 0:
         return questions
     groups: dict[str, list[Question]] = {}
     for question in questions:
@@ -75,9 +77,12 @@ def _spread(members: list[Question], count: int) -> list[Question]:
 
 def _read(path: Path) -> list[Question]:
     try:
+        regular_file(path)
         if path.stat().st_size > _MAX_FILE:
             raise ModelFormatError(f"{path}: larger than {_MAX_FILE} bytes")
         lines = path.read_text(encoding="utf-8").splitlines()
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"{path}: cannot read: {error.strerror}") from error
     except UnicodeDecodeError:

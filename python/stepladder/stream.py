@@ -14,6 +14,7 @@ from .text import Detokenizer
 
 _REASONS = {1: "stop", 2: "length", 3: "cancelled", 4: "error"}
 _WAIT = 0.25
+_SHORTEST_NAP, _LONGEST_NAP = 0.0005, 0.01  # seconds between two looks of an async reader
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ class Stream:
         self._logprobs, self._owner = logprobs, owner
         self._done = False
         self._pending: tuple[list[int], list[float], list[TokenLogprob]] = ([], [], [])
+        self._given: list[Piece] = []
         self.seed = seed
         self.finish_reason: str | None = None
 
@@ -156,15 +158,20 @@ class Stream:
         return self
 
     async def __anext__(self) -> Piece:
-        loop = asyncio.get_running_loop()
+        """Looks again and again, in no thread of its own: any number of streams may wait at once.
+        A wait that is cancelled or times out leaves the stream as it is."""
+        nap = _SHORTEST_NAP
         while not self._done:
             try:
                 chunk = self._core.next(0)
-                if chunk is False:
-                    chunk = await loop.run_in_executor(None, self._core.next, _WAIT)
             except BaseException:
                 self.close()
                 raise
+            if chunk is False:
+                await asyncio.sleep(nap)
+                nap = min(1.5 * nap, _LONGEST_NAP)
+                continue
+            nap = _SHORTEST_NAP
             piece = self._take(chunk)
             if piece is not None:
                 return piece
@@ -219,7 +226,9 @@ class Stream:
     def _piece(self, text: str, reason: str | None) -> Piece:
         tokens, logits, logprobs = self._pending
         self._pending = ([], [], [])
-        return Piece(text, tokens, logits, logprobs if self._logprobs else None, reason)
+        piece = Piece(text, tokens, logits, logprobs if self._logprobs else None, reason)
+        self._given.append(piece)
+        return piece
 
     def cancel(self) -> None:
         """Ends the text within one round; the iteration then ends with finish_reason "cancelled"."""
@@ -254,18 +263,16 @@ class Stream:
             pass
 
     def result(self) -> Result:
-        """Runs to the end and returns everything."""
-        return collect(self, list(self))
-
-
-def collect(stream: Stream, pieces: list[Piece]) -> Result:
-    """The whole answer from all pieces of a stream."""
-    return Result(
-        "".join(p.text for p in pieces),
-        [t for p in pieces for t in p.tokens],
-        [v for p in pieces for v in p.logits],
-        [v for p in pieces for v in p.logprobs or []] if stream._logprobs else None,
-        stream.finish_reason or "cancelled",
-        stream.stats,
-        stream.seed,
-    )
+        """Runs to the end and returns everything, pieces taken before included."""
+        for _ in self:
+            pass
+        pieces, stats = self._given, self.stats
+        return Result(
+            "".join(p.text for p in pieces),
+            [t for p in pieces for t in p.tokens],
+            [v for p in pieces for v in p.logits],
+            [v for p in pieces for v in p.logprobs or []] if self._logprobs else None,
+            self.finish_reason or "cancelled",
+            stats,
+            self.seed,
+        )

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .arguments import flag, shown, string, token_ids, whole
+import numpy as np
+
+from .arguments import flag, regular_file, shown, string, token_ids, whole
 from .errors import FileError, InvalidArgumentError, ModelFormatError, UnsupportedError
 from .prompts import checked_messages
 from .text_template import ChatTemplate
@@ -18,18 +20,28 @@ MAX_FILE_BYTES = 256 << 20
 MAX_TEXT = 16 << 20  # characters given to a tokenizer at once
 MAX_JSON_STRING = 2 << 20
 MAX_TOKEN_BYTES = 1 << 16
+MAX_SPECIAL = 512  # characters of a special token
+MAX_TOKENS = 1 << 19
+MAX_CONFIG_BYTES = 8 << 20
+MAX_CONFIG_ENTRIES = 500_000
+MAX_ENTRIES = 3_000_000  # the largest vocabularies have two million, merges included
 
 
-def read_json(path: Path, limit: int = MAX_FILE_BYTES) -> Any:
-    """The JSON value in `path`, or None when there is no such file."""
+def read_json(path: Path, limit: int = MAX_CONFIG_BYTES, entries: int = MAX_CONFIG_ENTRIES) -> Any:
+    """The JSON value in `path`, or None when there is no such file. Raises ModelFormatError over
+    `limit` bytes, or `entries` list and object entries."""
     try:
         if not path.exists():
             return None
+        regular_file(path)
         if path.stat().st_size > limit:
             raise ModelFormatError(f"{path}: larger than {limit} bytes")
         _check_strings(path)
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique(path))
-    except ModelFormatError:
+        data = path.read_bytes()
+        if _count_entries(data, entries) > entries:
+            raise ModelFormatError(f"{path}: more than {entries} entries of lists and objects")
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique(path))
+    except (ModelFormatError, FileError):
         raise
     except OSError as error:
         raise FileError(f"{path}: cannot read: {error.strerror}") from error
@@ -37,6 +49,23 @@ def read_json(path: Path, limit: int = MAX_FILE_BYTES) -> Any:
         raise ModelFormatError(f"{path}: nested too deeply") from None
     except ValueError as error:
         raise ModelFormatError(f"{path}: not valid JSON: {str(error)[:200]}") from None
+
+
+def _count_entries(data: bytes, enough: int) -> int:
+    """How many lists, objects and entries JSON text has, before they are made: each takes many times
+    the memory of its text. At least that many while that is `enough`."""
+    count = sum(map(data.count, (b"[", b"{", b",")))
+    if count <= enough:
+        return count
+    # Those inside texts do not count.
+    plain = np.frombuffer(data.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
+    count, inside = 0, 0
+    for first in range(0, plain.size, 1 << 20):
+        block = plain[first : first + (1 << 20)]
+        quotes = (np.cumsum(block == ord('"'), dtype=np.uint8) + inside) & 1
+        count += int((np.isin(block, tuple(b"[{,")) & (quotes == 0)).sum())
+        inside = int(quotes[-1])
+    return count
 
 
 def _check_strings(path: Path) -> None:
@@ -259,6 +288,26 @@ class Detokenizer:
         return self._utf8.decode(b"", True)
 
 
+def _begins_inside(text: str, special: str) -> bool:
+    """Whether `text` begins with an end of `special`."""
+    at = special.find(text[0], 1)
+    while at > 0:
+        if text.startswith(special[at:]):
+            return True
+        at = special.find(text[0], at + 1)
+    return False
+
+
+def _ends_inside(text: str, special: str) -> bool:
+    """Whether `text` ends with a beginning of `special`."""
+    at = special.rfind(text[-1], 0, -1)
+    while at >= 0:
+        if text.endswith(special[: at + 1]):
+            return True
+        at = special.rfind(text[-1], 0, at)
+    return False
+
+
 class _Guard:
     """Keeps the text of special tokens inside messages from becoming special tokens.
 
@@ -276,9 +325,8 @@ class _Guard:
         self._stand_in = {
             s: chr(0xF5B00 + i) for i, s in enumerate(s for s in self._specials if len(s) == 1)
         }
-        self._heads = {s[:i] for s in self._specials for i in range(1, len(s))}
-        self._tails = {s[i:] for s in self._specials for i in range(1, len(s))}
-        self._longest = max(map(len, self._specials), default=0)
+        self._first = {c for s in self._specials for c in s[1:]}
+        self._last = {c for s in self._specials for c in s[:-1]}
         self.used = False
 
     def hide(self, value: Any, depth: int = 0) -> Any:
@@ -306,9 +354,9 @@ class _Guard:
                 ),
                 marked,
             )
-        if any(text[:i] in self._tails for i in range(1, min(self._longest, len(text) + 1))):
+        if text[:1] in self._first and any(_begins_inside(text, s) for s in self._specials):
             marked = self._mark + marked
-        if any(text[-i:] in self._heads for i in range(1, min(self._longest, len(text) + 1))):
+        if text[-1:] in self._last and any(_ends_inside(text, s) for s in self._specials):
             marked += self._mark
         self.used |= marked != text
         return marked
@@ -324,14 +372,19 @@ def _open_core(directory: Path, config: dict[str, Any]):
     from .text_json import JsonTokenizer
     from .text_sentencepiece import SentencePieceTokenizer
 
-    if (directory / "tokenizer.json").is_file():
+    if (directory / "tokenizer.json").exists():
         core = JsonTokenizer(directory / "tokenizer.json", config)
-    elif (directory / "tokenizer.model").is_file():
+    elif (directory / "tokenizer.model").exists():
         core = SentencePieceTokenizer(directory / "tokenizer.model", config)
     else:
         raise UnsupportedError(f"{directory}: neither tokenizer.json nor tokenizer.model is there")
     seen: dict[int, str] = {}
     for special in core.specials:
+        if len(special.content) > MAX_SPECIAL:
+            raise ModelFormatError(
+                f"{directory}: special token {shown(special.content)} has {len(special.content)} "
+                f"characters; at most {MAX_SPECIAL} are taken"
+            )
         if not 0 <= special.id < core.size:
             raise ModelFormatError(
                 f"{directory}: special token {shown(special.content)} has id {special.id}, "

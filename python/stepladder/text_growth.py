@@ -12,8 +12,11 @@ from .errors import InvalidArgumentError, ModelFormatError, UnsupportedError
 from .text import MAX_TEXT
 
 MAX_CONTENT = 256  # characters that a normalizer puts in the place of others
+MAX_NORMALIZERS = 32
+MAX_PRE_TOKENIZERS = 16
 # Characters that one becomes at most; what only removes or exchanges characters is 1.
-_UNICODE = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "BertNormalizer": 12, "Lowercase": 3}
+_UNICODE = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 3}
+_BERT = 12  # decomposes, and puts spaces around each ideograph every time
 _BYTES = 4  # a character has up to four bytes, and each is then written as a character
 _STILL = {"Nmt", "Strip", "StripAccents"}
 
@@ -21,23 +24,38 @@ _STILL = {"Nmt", "Strip", "StripAccents"}
 def growth(normalizer: Any, path: Path) -> int:
     """The most characters that one character can become. Raises ModelFormatError naming `path`."""
     factor, unicode = 1, 1
-    for step in _steps(normalizer, path):
-        kind = step.get("type")
+    for step in steps(normalizer, "normalizer", MAX_NORMALIZERS, path):
+        kind = step["type"]
         if kind in _UNICODE:
             # What has been decomposed once is not decomposed again.
             unicode = max(unicode, _UNICODE[kind])
-        elif kind == "Replace":
-            factor *= _replaced(step, path)
-        elif kind == "Prepend":
-            # Each stretch between special tokens gets one.
-            factor *= 1 + len(_content(step, "prepend", path))
-        elif kind == "Precompiled":
-            factor *= _precompiled(step, path)
-        elif kind == "ByteLevel":
-            factor *= _BYTES
         elif kind not in _STILL:
-            raise UnsupportedError(f"{path}: normalizer {shown(kind)} is not known here")
+            # What comes out of this may be decomposed anew.
+            factor, unicode = factor * unicode * _other(kind, step, path), 1
     return factor * unicode
+
+
+def _other(kind: str, step: dict[str, Any], path: Path) -> int:
+    """The growth by a normalizer that puts in characters of its own."""
+    if kind == "Replace":
+        return _replaced(step, path)
+    if kind == "Prepend":
+        # Each stretch between special tokens gets one.
+        return 1 + len(_content(step, "prepend", path))
+    if kind == "Precompiled":
+        return _precompiled(step, path)
+    if kind == "ByteLevel":
+        return _BYTES
+    if kind == "BertNormalizer":
+        return _BERT
+    raise UnsupportedError(f"{path}: normalizer {shown(kind)} is not known here")
+
+
+def check_pre_tokenizers(node: Any, path: Path) -> None:
+    """Refuses long chains, and a second step that writes each byte as a character."""
+    kinds = [s["type"] for s in steps(node, "pretokenizer", MAX_PRE_TOKENIZERS, path)]
+    if kinds.count("ByteLevel") > 1:
+        raise ModelFormatError(f"{path}: {kinds.count('ByteLevel')} ByteLevel pretokenizers")
 
 
 def check_growth(text: str, factor: int, path: Path) -> None:
@@ -56,28 +74,35 @@ def check_affixes(model: dict[str, Any], path: Path) -> None:
             _content(model, name, path)
 
 
-def _steps(node: Any, path: Path) -> list[dict[str, Any]]:
-    """The normalizers of a sequence, however nested, in order."""
-    steps: list[dict[str, Any]] = []
-    todo = [node]
+def steps(node: Any, what: str, limit: int, path: Path) -> list[dict[str, Any]]:
+    """The steps of a sequence of normalizers, decoders and the like, however nested, in order.
+
+    `what` is the word for one; its plural is the key of a sequence's list. Raises ModelFormatError
+    when a step is no object with a type, or when there are more than `limit`.
+    """
+    found: list[dict[str, Any]] = []
+    todo, seen = [node], 0
     while todo:
         part = todo.pop()
         if part is None:
             continue
+        seen += 1
         if not isinstance(part, dict):
-            raise ModelFormatError(f"{path}: a normalizer is {shown(part)}, not an object")
-        if part.get("type") != "Sequence":
-            steps.append(part)
-            continue
-        parts = part.get("normalizers")
-        if not isinstance(parts, list):
+            raise ModelFormatError(f"{path}: a {what} is {shown(part)}, not an object")
+        if not isinstance(part.get("type"), str):
             raise ModelFormatError(
-                f"{path}: a normalizer of type Sequence has no list of normalizers"
+                f"{path}: a {what} has the type {shown(part.get('type'))}, not a text"
             )
-        todo += reversed(parts)
-        if len(steps) + len(todo) > 1000:
-            raise ModelFormatError(f"{path}: more than 1000 normalizers")
-    return steps
+        if part["type"] == "Sequence":
+            parts = part.get(f"{what}s")
+            if not isinstance(parts, list):
+                raise ModelFormatError(f"{path}: a {what} of type Sequence has no list of {what}s")
+            todo += reversed(parts)
+        else:
+            found.append(part)
+        if len(found) + len(todo) > limit or seen > 2 * limit:
+            raise ModelFormatError(f"{path}: more than {limit} {what}s")
+    return found
 
 
 def _content(step: dict[str, Any], name: str, path: Path) -> str:

@@ -10,8 +10,10 @@ from typing import Any
 
 from .arguments import shown
 from .errors import InvalidArgumentError, ModelFormatError, UnsupportedError
-from .text import MAX_FILE_BYTES, MAX_TOKEN_BYTES, Special, read_json
-from .text_growth import check_affixes, check_growth, growth
+from .text import MAX_ENTRIES, MAX_FILE_BYTES, MAX_TOKEN_BYTES, MAX_TOKENS, Special, read_json
+from .text_growth import check_affixes, check_growth, check_pre_tokenizers, growth, steps
+
+MAX_STEPS = 64  # decoders or post-processors
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -26,12 +28,14 @@ class JsonTokenizer:
 
     def __init__(self, path: Path, config: dict[str, Any]):
         self._path = path
-        tree = read_json(path, MAX_FILE_BYTES)
+        tree = read_json(path, MAX_FILE_BYTES, MAX_ENTRIES)
         if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
             raise ModelFormatError(f"{path}: no tokenizer model in it")
+        _check_count(tree, path)
         for pattern in _patterns(tree):
             _check_pattern(pattern, path)
         check_affixes(tree["model"], path)
+        check_pre_tokenizers(tree.get("pre_tokenizer"), path)
         self._growth = growth(tree.get("normalizer"), path)
         self._tree = tree
         # Padding and truncation are the caller's business, and a bos token is put in by Text.
@@ -43,7 +47,7 @@ class JsonTokenizer:
             threading.Lock()
         )  # whether special tokens are seen is state of the library's object
         self._style = self._decoder_style(tree.get("decoder"))
-        self.adds_space = self._style == "pieces" and _strips_first_space(tree["decoder"])
+        self.adds_space = self._style == "pieces" and self._strips_first_space(tree["decoder"])
         self._special_ids: dict[int, Special] = {}
         self.specials = self._read_specials(tree, config)
         self._special_ids = {s.id: s for s in self.specials}
@@ -75,7 +79,7 @@ class JsonTokenizer:
             raise ModelFormatError(f"{self._path}: {str(error)[:300]}") from None
 
     def _decoder_style(self, decoder: Any) -> str:
-        kinds = [d.get("type") for d in _flat(decoder, "decoders")]
+        kinds = [d["type"] for d in steps(decoder, "decoder", MAX_STEPS, self._path)]
         if "ByteLevel" in kinds:
             return "bytes"
         if {"ByteFallback", "Metaspace"} & set(kinds) or "Replace" in kinds:
@@ -103,16 +107,35 @@ class JsonTokenizer:
 
     def _finds_bos(self, tree: dict[str, Any], config: dict[str, Any]) -> bool:
         """Whether prompts start with bos: what the post-processor does, else add_bos_token."""
-        for step in _flat(tree.get("post_processor"), "processors"):
-            if step.get("type") == "TemplateProcessing":
-                single = step.get("single") or [{}]
-                name = (single[0].get("SpecialToken") or {}).get("id")
+        for step in steps(tree.get("post_processor"), "processor", MAX_STEPS, self._path):
+            if step["type"] == "TemplateProcessing":
                 bos = config.get("bos_token")
+                name = self._first_special(step.get("single"))
                 if name is not None and name == (
                     bos.get("content") if isinstance(bos, dict) else bos
                 ):
                     return True
         return bool(config.get("add_bos_token"))
+
+    def _first_special(self, single: Any) -> str | None:
+        """The special token that a template puts in front of a single text."""
+        if single is not None and not isinstance(single, list):
+            raise ModelFormatError(f"{self._path}: post_processor: single is {shown(single)}")
+        first = single[0] if single else {}
+        special = first.get("SpecialToken") if isinstance(first, dict) else first
+        name = special.get("id") if isinstance(special, dict) else special
+        if name is not None and (not isinstance(name, str) or not isinstance(special, dict)):
+            raise ModelFormatError(
+                f"{self._path}: post_processor: single begins with {shown(first)}"
+            )
+        return name
+
+    def _strips_first_space(self, decoder: Any) -> bool:
+        return any(
+            (s["type"] == "Strip" and s.get("start"))
+            or (s["type"] == "Metaspace" and s.get("prepend_scheme", "always") != "never")
+            for s in steps(decoder, "decoder", MAX_STEPS, self._path)
+        )
 
     def encode(self, text: str, special: bool, first: bool = True) -> list[int]:
         check_growth(text, self._growth, self._path)
@@ -178,21 +201,12 @@ def spell_piece(token: str) -> bytes:
     return token.replace("\u2581", " ").encode()
 
 
-def _flat(node: Any, key: str) -> list[dict[str, Any]]:
-    if not isinstance(node, dict):
-        return []
-    if node.get("type") != "Sequence":
-        return [node]
-    return [leaf for child in node.get(key) or [] for leaf in _flat(child, key)]
-
-
-def _strips_first_space(decoder: Any) -> bool:
-    steps = _flat(decoder, "decoders")
-    return any(
-        (s.get("type") == "Strip" and s.get("start"))
-        or (s.get("type") == "Metaspace" and s.get("prepend_scheme", "always") != "never")
-        for s in steps
-    )
+def _check_count(tree: dict[str, Any], path: Path) -> None:
+    """Refuses too many tokens before the library makes its tables of them."""
+    lists = (tree["model"].get("vocab"), tree.get("added_tokens"))
+    count = sum(len(v) for v in lists if isinstance(v, (dict, list)))
+    if count > MAX_TOKENS:
+        raise ModelFormatError(f"{path}: {count} tokens; at most {MAX_TOKENS} are taken")
 
 
 def _patterns(node: Any) -> list[str]:

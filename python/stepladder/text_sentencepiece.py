@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .arguments import regular_file
 from .errors import FileError, ModelFormatError
 from .text import MAX_FILE_BYTES, MAX_TOKEN_BYTES, Special
 from .text_growth import check_growth, longest_replacement
@@ -22,9 +23,12 @@ class SentencePieceTokenizer:
 
         self._path = path
         try:
+            regular_file(path)
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise ModelFormatError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
             data = path.read_bytes()
+        except FileError:
+            raise
         except OSError as error:
             raise FileError(f"{path}: cannot read: {error.strerror}") from error
         tables = [t for spec in _parts(data, 3, path) for t in _parts(spec, 2, path)]

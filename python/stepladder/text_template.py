@@ -19,7 +19,8 @@ from typing import Any
 
 from .errors import InvalidArgumentError, ModelFormatError
 
-MAX_SOURCE = 256 << 10
+MAX_SOURCE = 64 << 10
+MAX_NODES = 20_000  # of the parsed template; real ones have hundreds
 MAX_STEPS = 1_000_000
 MAX_SECONDS = 1.0
 MAX_TEXT = 16 << 20
@@ -293,7 +294,15 @@ def _environment() -> Any:
         concat = staticmethod(_concat)
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-            return Bounder().visit(super()._parse(source, name, filename))
+            tree = super()._parse(source, name, filename)
+            count, todo = 0, [tree]
+            while todo:
+                children = list(todo.pop().iter_child_nodes())
+                count += len(children)
+                todo += children
+                if count > MAX_NODES:
+                    raise _TooMuch(f"has more than {MAX_NODES} parts")
+            return Bounder().visit(tree)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             _spend()

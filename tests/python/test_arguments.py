@@ -403,3 +403,23 @@ def test_bench_arguments_of_wrong_types(tiny_model, value):
         run(tiny_model, "lookup", BUILT_IN, max_token=value)
     with refused(InvalidArgumentError, "questions"):
         run(tiny_model, "lookup", [])
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        bytes(1 << 27),
+        bytearray(1 << 27),
+        [bytes(1 << 27)],
+        memoryview(bytes(1 << 27)),
+        np.zeros(30_000_000, np.int64),
+        np.zeros((2, 15_000_000), np.int8),
+        [np.zeros(30_000_000, np.int8)],
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_what_no_context_holds_is_refused_before_it_is_copied(tiny_model, prompt):
+    with refused(InvalidArgumentError, "prompt"):
+        tiny_model.stream(prompt)
+    with refused(InvalidArgumentError, "tokens"):
+        tiny_model.detokenize(prompt)

@@ -318,6 +318,14 @@ BAD_MODELS = {
                        UnsupportedError, "ffn_gate_exps"),
     "layer beyond the count": (lambda w: w.add_tensor("blk.9.attn_norm.weight", np.zeros(128, np.float32)),
                                UnsupportedError, "blk.9"),
+    "a layer in other digits": (lambda w: w.add_tensor("blk.²١.attn_norm.weight", np.zeros(128, np.float32)),
+                                UnsupportedError, "blk.²"),
+    "a layer in Arabic digits": (lambda w: w.add_tensor("blk.١.attn_norm.weight", np.zeros(128, np.float32)),
+                                 UnsupportedError, "blk."),
+    "a layer of many digits": (lambda w: w.add_tensor(f"blk.{'1' * 800}.x.weight", np.zeros(128, np.float32)),
+                               UnsupportedError, "blk.1"),
+    "rope factors of another shape": (
+        lambda w: w.add_tensor("rope_freqs.weight", np.zeros((4, 4), np.float32)), ModelFormatError, "rope_freqs"),
     "a bias too many": (lambda w: w.add_tensor("blk.0.attn_q.bias", np.zeros(128, np.float32)),
                         ModelFormatError, "bias"),
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Files made to use up memory or time are refused before they do, by the name of what is too large."""
 
 import base64
+import json
 import struct
 
 import numpy as np
@@ -133,6 +134,17 @@ def model(**changes):
     return {"model": tiny.tokenizer_json()["model"] | changes}
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
+
+
+def pre(*parts):
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": list(parts)}}
+
+
+def template(single):
+    return {"post_processor": {"type": "TemplateProcessing", "single": single}}
+
+
 HUGE_TOKENIZERS = {
     "a replacement of a million": ({"normalizer": replace("x" * 10**6)}, "Replace", "1000000"),
     "a replacement of 300": ({"normalizer": replace("x" * 300)}, "Replace", "content", "300"),
@@ -145,7 +157,24 @@ HUGE_TOKENIZERS = {
     "a content that is no text": ({"normalizer": replace(5)}, "Replace", "content"),
     "a normalizer that is no object": ({"normalizer": [1]}, "normalizer"),
     "a sequence of nothing": ({"normalizer": {"type": "Sequence"}}, "Sequence"),
-    "ten thousand normalizers": ({"normalizer": sequence(*[{"type": "NFC"}] * 10_000)}, "1000 normalizers"),
+    "ten thousand normalizers": ({"normalizer": sequence(*[{"type": "NFC"}] * 10_000)}, "32 normalizers"),
+    "a normalizer whose type is no text": ({"normalizer": {"type": ["NFC"]}}, "normalizer", "type"),
+    "sequences of nothing": ({"normalizer": sequence(*[sequence(sequence())] * 32)}, "32 normalizers"),
+    "thirty thousand pretokenizers": (pre(*[{"type": "Punctuation", "behavior": "Isolated"}] * 30_000), "16 pretokenizers"),
+    "bytes of bytes": (pre(BYTES, BYTES), "2 ByteLevel"),
+    "bytes of bytes, nested": (pre(BYTES, pre(BYTES)["pre_tokenizer"]), "2 ByteLevel"),
+    "a pretokenizer whose type is no text": (pre({"type": {}}), "pretokenizer", "type"),
+    "pretokenizers that are no list": ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": 5}}, "pretokenizers"),
+    "a post-processor that is no object": ({"post_processor": "x"}, "processor", "x"),
+    "a list of post-processors": ({"post_processor": []}, "processor"),
+    "processors that are no list": ({"post_processor": {"type": "Sequence", "processors": 5}}, "processors"),
+    "a processor that is a list": ({"post_processor": {"type": "Sequence", "processors": [[]]}}, "processor"),
+    "a template of numbers": (template([5]), "single"),
+    "a template that is an object": (template({"a": 1}), "single"),
+    "a special token that is a list": (template([{"SpecialToken": [1]}]), "single"),
+    "a special token that is a text": (template([{"SpecialToken": "x"}]), "single"),
+    "a special token with a number": (template([{"SpecialToken": {"id": 5}}]), "single"),
+    "a decoder whose type is a list": ({"decoder": {"type": ["ByteLevel"]}}, "tokenizer.json"),
     "a subword prefix": (model(continuing_subword_prefix="x" * 10**6), "continuing_subword_prefix"),
     "a word suffix": (model(end_of_word_suffix="x" * 10**6), "end_of_word_suffix"),
 }  # fmt: skip
@@ -165,17 +194,31 @@ def test_an_unknown_normalizer_is_refused_by_name(tmp_path):
         Text(tmp_path)
 
 
+BERT = {  # fmt: skip
+    "type": "BertNormalizer",
+    "clean_text": True,
+    "handle_chinese_chars": True,
+    "strip_accents": None,
+    "lowercase": True,
+}
 GROWING = {
     "a replacement": (replace("x" * 200), 200),
     "of several characters": (replace("x" * 200, "abcd"), 50),
     "by a regular expression": (replace("x" * 199, "a|", "Regex"), 200),
     "one after the other": (sequence(*[replace("x" * 10, "x")] * 4), 10_000),
-    "a hundred doublings": (sequence(*[replace("xx", "x")] * 100), 2**100),
+    "thirty doublings": (sequence(*[replace("xx", "x")] * 30), 2**30),
     "decomposition": ({"type": "NFKD"}, 18),
     "decomposition twice": (
         sequence({"type": "NFKD"}, {"type": "NFKC"}, {"type": "Lowercase"}),
         18,
     ),
+    "decomposition of what was put in": (
+        sequence(
+            replace("\ufdfa"), {"type": "NFKD"}, replace("\ufdfa", "\u0644"), {"type": "NFKD"}
+        ),
+        18**2,
+    ),
+    "spaces around ideographs, twice": (sequence(*[BERT] * 2), 144),
     "bytes": ({"type": "ByteLevel"}, 4),
 }
 
@@ -241,3 +284,65 @@ def test_a_sentencepiece_table_bounds_the_text(tmp_path):
     assert 18 <= factor <= 100
     with refused(InvalidArgumentError, "tokenizer.model", f"{factor} times"):
         text.encode("x" * (MAX_TEXT // factor + 1))
+
+
+@pytest.mark.parametrize("part", ['[[],"",[]]', '{"":{}}', '""', '[{"a":[]}]'])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_lists_of_millions_are_refused_before_they_are_made(tmp_path, name, part):
+    tiny.write_tokenizer(tmp_path)
+    size = {"tokenizer.json": 24 << 20, "tokenizer_config.json": 3 << 20}[name]
+    count = size // (len(part) + 1)
+    (tmp_path / name).write_text("[" + ",".join([part] * count) + "]")
+    with refused(ModelFormatError, name, "entries"):
+        Text(tmp_path)
+
+
+def test_a_config_of_many_megabytes_is_refused(tmp_path):
+    tiny.write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(["x" * 1000] * 10_000))
+    with refused(ModelFormatError, "tokenizer_config.json", "bytes"):
+        Text(tmp_path)
+
+
+def test_what_stands_in_texts_counts_as_no_entry(tmp_path):
+    from stepladder.text import read_json
+
+    value = {"a": "[" * 900, "b\\": ',"\\', "c": ["\\\\", '"{' * 90], "d": 1}
+    (tmp_path / "m.json").write_text(json.dumps(value))
+    assert read_json(tmp_path / "m.json", entries=6) == value
+    with refused(ModelFormatError, "m.json", "5 entries"):
+        read_json(tmp_path / "m.json", entries=5)
+
+
+def test_a_vocabulary_without_measure_is_refused(tmp_path):
+    vocabulary = {f"t{i}": i for i in range(600_000)}
+    tiny.write_tokenizer(tmp_path, tiny.tokenizer_json(**model(vocab=vocabulary, merges=[])))
+    with refused(ModelFormatError, "tokenizer.json", "tokens", str(1 << 19), mebibytes=256):
+        Text(tmp_path)
+
+
+def with_specials(directory, contents):
+    tree = tiny.tokenizer_json()
+    for i, content in enumerate(contents):
+        id = len(tiny.vocabulary()) + i
+        tree["added_tokens"].append(dict(tree["added_tokens"][0], id=id, content=content))
+    tiny.write_tokenizer(directory, tree)
+    return directory
+
+
+def test_a_special_token_without_measure_is_refused(tmp_path):
+    with refused(ModelFormatError, "special token", "20000 characters", "512"):
+        Text(with_specials(tmp_path, ["<" + "x" * 19_998 + ">"]))
+
+
+def test_long_special_tokens_take_little_memory_in_a_chat(tmp_path):
+    names = [f"<|{i:03}" + "ab" * 250 + "|>" for i in range(400)]
+    text = Text(with_specials(tmp_path, names))
+    content = [names[3][:-1], names[3][1:], names[3], "ab" * 100, "b|>"]
+    # The last refuses, so that what the others took is measured.
+    with refused(InvalidArgumentError, "cannot be used", seconds=20):
+        for each in content:
+            ids = text.encode_chat([{"role": "user", "content": each}])
+            assert not any(i >= len(tiny.vocabulary()) for i in ids)
+            assert each in text.decode(ids)
+        text.encode_chat([{"role": "user", "content": "\U000f5ad0"}])

@@ -1,6 +1,7 @@
 """A model directory appears whole or not at all, whatever ends its writing."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 import tiny
 from conftest import refused
-from stepladder import FileError, convert
+from stepladder import FileError, InvalidArgumentError, convert, quantize
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 HALF = (
@@ -88,3 +89,51 @@ def test_what_was_there_survives_a_failed_replacement(tmp_path, monkeypatch):
         convert(tmp_path / "m.gguf", tmp_path / "out", force=True)
     assert (tmp_path / "out/precious").read_text() == "x"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "out"]
+
+
+def contents(directory):
+    return {p.name: p.read_bytes() for p in directory.iterdir() if p.is_file()}
+
+
+@pytest.mark.parametrize("place", ["same", "dots", "linked", "inside", "around"])
+def test_a_model_is_never_written_over_its_source(tiny_dir, tmp_path, place):
+    (tmp_path / "config.json").write_text("{}")
+    model = shutil.copytree(tiny_dir, tmp_path / "model")
+    (tmp_path / "link").symlink_to(tmp_path)
+    target = {
+        "same": model,
+        "dots": model / ".." / "model",
+        "linked": tmp_path / "link/model",
+        "inside": model / "sub",
+        "around": tmp_path,
+    }[place]
+    before = contents(model)
+    with refused(InvalidArgumentError, target, "source"):
+        quantize(model, target, "w8a16", force=True)
+    assert contents(model) == before
+
+
+def test_nor_over_what_its_source_links_to(tiny_dir, tmp_path):
+    real = shutil.copytree(tiny_dir, tmp_path / "real")
+    (tmp_path / "linked").mkdir()
+    for file in real.iterdir():
+        (tmp_path / "linked" / file.name).symlink_to(file)
+    before = contents(real)
+    with refused(InvalidArgumentError, "real", "source"):
+        quantize(tmp_path / "linked", real, "w8a16", force=True)
+    assert contents(real) == before
+    quantize(tmp_path / "linked", tmp_path / "out", "w8a16")
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_gguf_file_in_the_target_is_kept(tiny_dir, tmp_path, linked):
+    out = shutil.copytree(tiny_dir, tmp_path / "out")
+    tiny.write_gguf(out / "m.gguf")
+    source = out / "m.gguf"
+    if linked:
+        source = tmp_path / "link.gguf"
+        source.symlink_to(out / "m.gguf")
+    with refused(InvalidArgumentError, "out", "source"):
+        convert(source, out, force=True)
+    assert (out / "m.gguf").is_file()
+    convert(source, tmp_path / "other")

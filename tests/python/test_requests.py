@@ -376,7 +376,7 @@ def test_async_streams(tiny_model):
     assert asyncio.run(all_of_them()) == want
 
 
-def test_a_cancelled_task_ends_its_stream(tiny_model):
+def test_the_stream_of_a_cancelled_task_can_be_closed(tiny_model):
     stream = tiny_model.stream(PROMPT, max_tokens=200, ignore_eos=True)
 
     async def main():

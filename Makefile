@@ -41,8 +41,8 @@ $(MODEL)/config.json: | $(VENV)/.installed
 bench: model
 	PATH=$(CURDIR)/$(VENV)/bin:$$PATH && cmake --preset release -DPython3_EXECUTABLE=$(CURDIR)/$(PY) >/dev/null \
 	  && cmake --build --preset release --target stepladder-bench
-	build/release/bench/stepladder-bench $(MODEL) --draft "cast:int8,lookup" --json build/bench.jsonl
-	$(VENV)/bin/stepladder bench $(MODEL) --draft lookup --draft "cast:int8,lookup" --max-tokens 128
+	build/release/bench/stepladder-bench $(MODEL) --draft "cast:int8:shared,lookup" --json build/bench.jsonl
+	$(VENV)/bin/stepladder bench $(MODEL) --draft lookup --draft "cast:int8:shared,lookup" --max-tokens 128
 
 test: $(VENV)/.ready
 	$(PY) tests/run.py $(SUITES)

@@ -31,7 +31,7 @@ def report(name: str, pieces: list, stats) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=smollm2.DEFAULT)
-    parser.add_argument("--draft", default="cast:int8,lookup")
+    parser.add_argument("--draft", default="cast:int8:shared,lookup")
     parser.add_argument("--question", default=QUESTION)
     parser.add_argument("--max-tokens", type=int, default=160)
     args = parser.parse_args()

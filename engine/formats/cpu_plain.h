@@ -4,9 +4,10 @@
 // the end.
 //
 // One or two tokens take each weight from its code straight into their sums. More tokens share a
-// panel: a few k of a tile are decoded once and multiplied with all of them, unless decoding is so
-// cheap that a few tokens do without its stores. Either way an output's
-// sum takes k in order, one step at a time, so its bits do not tell which way it went.
+// panel: a few k of a tile are decoded once and multiplied with all of them. Up to a codec's
+// kCodeBlocks blocks of tokens do without: decoding again costs them less than the panel's stores.
+// Either way an output's sum takes k in order, one step at a time, so its bits do not tell which way
+// it went.
 #pragma once
 
 #include <cstring>
@@ -322,7 +323,7 @@ void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
     const int left = group - in_group, count = left < kPanel ? left : kPanel;
     const float* const x = at<A>(tokens, a, k0, count);
     const std::byte* const next = p + count / C::kStep * C::kStepBytes;
-    if (C::kCheap && tokens.count <= 2 * kMicroCodes) {
+    if (tokens.count <= C::kCodeBlocks * kMicroCodes) {
       add_tokens<true, C, A>(codec, panel, p, tokens.count, kMicroCodes, x, count, next);
     } else {
       for (int i = 0; i < count; i += C::kStep, p += C::kStepBytes)

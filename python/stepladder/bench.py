@@ -117,7 +117,7 @@ class Table:
 
     def __str__(self) -> str:
         head = f"{'group':<18}{'questions':>10}{'tokens':>8}{'plain tok/s':>13}{'tok/s':>8}{'speedup':>9}"
-        lines = [self.draft, head + f"{'accepted':>10}{'8-grams again':>15}{'first token':>13}"]
+        lines = [self.draft, head + f"{'tok/round':>10}{'8-grams again':>15}{'first token':>13}"]
         for r in self.rows:
             rate = [
                 (r.tokens - r.questions) * 1e3 / ms if ms else 0 for ms in (r.plain_ms, r.levels_ms)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -37,7 +38,8 @@ class _BadModelFile(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     prepare_streams()
-    args = _parser().parse_args(arguments)
+    args, left = _parser().parse_known_args(arguments)
+    _place(args, left)
     logging.basicConfig(
         stream=sys.stderr,
         format="%(message)s",
@@ -67,6 +69,20 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(error, FAILED)
 
 
+def _place(args: argparse.Namespace, left: list[str]) -> None:
+    """A prompt may follow the options; whatever else is left over is an error of the command."""
+    if not left:
+        return
+    if len(left) == 1 and not left[0].startswith("-") and getattr(args, "prompt", "") is None:
+        args.prompt = left[0]
+        return
+    wrong = next((x for x in left if x.startswith("-")), left[0])
+    known = [o for o in args.parser._option_string_actions if o.startswith("--")]
+    near = difflib.get_close_matches(wrong.split("=")[0], known, 1) if wrong[0] == "-" else []
+    hint = f"; did you mean {near[0]}?" if near else ""
+    args.parser.error(f"unrecognized arguments: {' '.join(left)}{hint}")
+
+
 def _complain(error: BaseException, code: int) -> int:
     print(f"stepladder: {error or type(error).__name__}", file=sys.stderr)
     return code
@@ -86,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "-v", "--verbose", action="store_true", help="say what is loaded, on standard error"
         )
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, parser=sub)
         return sub
 
     sub = command("generate", _generate, "Answer one prompt.")
@@ -285,7 +301,7 @@ def _generate(args: argparse.Namespace) -> int:
             print()
         if args.stats:
             _show_stats(stream)
-    return 0
+        return INTERRUPTED if stream.finish_reason == "cancelled" else 0
 
 
 def _show_stats(stream: Any) -> None:

@@ -346,6 +346,30 @@ class ChatStream:
                 self._keep()
                 raise
 
+    def result(self) -> Result:
+        """Waits for the whole answer; everything of it, what has been read included."""
+        self.finish()
+        return self.stream.result()
+
+    @property
+    def done(self) -> bool:
+        """Whether the last piece has been given."""
+        return self.stream.done and not self._ahead
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.stream.finish_reason
+
+    @property
+    def seed(self) -> int:
+        return self.stream.seed
+
+    def __enter__(self) -> "ChatStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _took(self, piece: Piece) -> Piece:
         self._parts.append(piece.text)
         if piece.finish_reason:

@@ -99,7 +99,7 @@ def _stats(core: _core.Stats) -> Stats:
     levels = [
         LevelStats(
             s.name, s.rounds, s.drafted, s.accepted, s.emitted, s.rows, s.draft_ms, s.verify_ms, s.acceptance_length,
-            [a / d if d else 0.0 for a, d in zip(s.accepted_at, s.drafted_at)],
+            [a / d for a, d in zip(s.accepted_at, s.drafted_at) if d],
         )
         for s in core.levels
     ]  # fmt: skip

@@ -11,6 +11,7 @@ import time
 import pytest
 import stepladder
 import tiny
+from stepladder.cli import main
 from conftest import ROOT
 from stepladder.cli import main
 
@@ -364,7 +365,7 @@ def test_ctrl_c_once_ends_the_answer(tiny_dir):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     answer = json.loads(out)
-    assert process.returncode == 0 and err == ""
+    assert process.returncode == 130 and err == ""
     assert answer["finish_reason"] == "cancelled" and 0 < len(answer["tokens"]) < 200
 
 
@@ -408,3 +409,29 @@ def test_bars_are_drawn_on_a_terminal_only(tmp_path):
     out, _ = process.communicate(timeout=60)
     os.close(parent)
     assert (process.returncode, out) == (0, "") and b"converting" in shown
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_prompt_may_stand_before_between_or_behind_options(tiny_dir, order, capsys):
+    options = ["--raw", "--max-tokens", "3"]
+    arguments = [*options[:1], *options[1:]]
+    arguments.insert([0, 1, 3][order], "the")
+    assert main(["generate", str(tiny_dir), *arguments]) == 0
+    said = capsys.readouterr().out
+    assert main(["generate", "--raw", "--max-tokens", "3", str(tiny_dir), "the"]) == 0
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["the", "cat", "--raw"], "unrecognized arguments: cat"),
+        (["the", "--temprature", "1"], "did you mean --temperature?"),
+        (["the", "--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_what_is_left_over_is_refused_by_the_command(tiny_dir, arguments, told, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", str(tiny_dir), *arguments])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err

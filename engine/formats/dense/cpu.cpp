@@ -13,7 +13,7 @@ namespace {
 
 struct Dense {
   static constexpr bool kGrouped = false, kScaled = false;
-  static constexpr bool kCheap = true;
+  static constexpr int kCodeBlocks = 2;
   static constexpr int kFirst = 0, kStep = 2, kStepBytes = 128;
   const std::byte* tiles;
   size_t tile_bytes;

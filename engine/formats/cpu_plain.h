@@ -6,8 +6,8 @@
 // One or two tokens take each weight from its code straight into their sums. More tokens share a
 // panel: a few k of a tile are decoded once and multiplied with all of them. Up to a codec's
 // kCodeBlocks blocks of tokens do without: decoding again costs them less than the panel's stores.
-// Either way an output's sum takes k in order, one step at a time, so its bits do not tell which way
-// it went.
+// Either way an output's sum takes k in order, one step at a time, so its bits do not tell which
+// way it went.
 #pragma once
 
 #include <cstring>

@@ -11,7 +11,6 @@ import time
 import pytest
 import stepladder
 import tiny
-from stepladder.cli import main
 from conftest import ROOT
 from stepladder.cli import main
 

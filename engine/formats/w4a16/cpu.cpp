@@ -15,7 +15,7 @@ namespace {
 
 struct Groups {
   static constexpr bool kGrouped = true, kScaled = true;
-  static constexpr int kCodeBlocks = 1;
+  static constexpr int kCodeBlocks = 2;
   static constexpr int kFirst = 0, kStep = 8, kStepBytes = 128;
   static constexpr int kOffset = 8;
   const std::byte* tiles;

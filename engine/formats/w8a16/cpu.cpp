@@ -21,7 +21,7 @@ constexpr int kHeader = 0;
 
 struct Int8Rows {
   static constexpr bool kGrouped = false, kScaled = true;
-  static constexpr int kCodeBlocks = 1;
+  static constexpr int kCodeBlocks = 2;
   static constexpr int kFirst = tiles::kChannelScales, kStep = 4, kStepBytes = 128;
   const std::byte* tiles;
   size_t tile_bytes;

@@ -13,7 +13,7 @@ namespace {
 
 struct Bytes {
   static constexpr bool kGrouped = false, kScaled = true;
-  static constexpr int kCodeBlocks = 1;
+  static constexpr int kCodeBlocks = 2;
   static constexpr int kFirst = tiles::kChannelScales, kStep = 4, kStepBytes = 128;
   static constexpr int kOffset = 128;
   const std::byte* tiles;

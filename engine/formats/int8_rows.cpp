@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <cstring>
 
 #include "core/error.h"
+#include "formats/tiles.h"
 
 namespace stepladder {
 namespace {
@@ -71,6 +73,21 @@ CanonicalWeight cast_int8(const char* name, std::span<const float> values, int n
           static_cast<int8_t>(std::clamp(std::nearbyint(row[i] / scale), -127.0f, 127.0f));
   }
   return w;
+}
+
+size_t w8_bytes(int n, int k) { return tiles::count(n) * tiles::w8_tile(k); }
+
+void pack_w8(const CanonicalWeight& w, int offset, std::byte* out) {
+  std::memset(out, 0, w8_bytes(w.n, w.k));
+  for (int n = 0; n < w.n; ++n) {
+    std::byte* tile = out + size_t(n / tiles::kRows) * tiles::w8_tile(w.k);
+    const int r = n % tiles::kRows;
+    std::memcpy(tile + r * 4, &w.scales[n], 4);
+    const int8_t* row = w.codes.data() + size_t(n) * w.k;
+    for (int k = 0; k < w.k; ++k)
+      tile[tiles::kChannelScales + size_t(k / 4) * 128 + r * 4 + k % 4] =
+          static_cast<std::byte>(row[k] + offset);
+  }
 }
 
 }  // namespace stepladder

@@ -16,4 +16,9 @@ CanonicalWeight read_int8(const char* name, const Checkpoint&, const std::string
 /// Codes in -127..127 with scale amax / 127; a row of zeros has scale 1.
 CanonicalWeight cast_int8(const char* name, std::span<const float> values, int n, int k, int group);
 
+/// Packs tiles of scales and steps of [16 rows][4 k], a byte being the value + offset; fills what
+/// w8_bytes says.
+size_t w8_bytes(int n, int k);
+void pack_w8(const CanonicalWeight&, int offset, std::byte* out);
+
 }  // namespace stepladder

@@ -54,20 +54,9 @@ void pack(const CanonicalWeight& w, std::byte* out) {
   out[0] = static_cast<std::byte>(has_min);
 }
 
-size_t plain_bytes(const FormatDesc&, int n, int k) { return tiles::count(n) * tiles::w8_tile(k); }
+size_t plain_bytes(const FormatDesc&, int n, int k) { return w8_bytes(n, k); }
 
-void pack_plain(const CanonicalWeight& w, std::byte* out) {
-  std::memset(out, 0, plain_bytes(w.desc, w.n, w.k));
-  for (int n = 0; n < w.n; ++n) {
-    std::byte* tile = out + size_t(n / tiles::kRows) * tiles::w8_tile(w.k);
-    const int r = n % tiles::kRows;
-    std::memcpy(tile + r * 4, &w.scales[n], 4);
-    const int8_t* row = w.codes.data() + size_t(n) * w.k;
-    for (int k = 0; k < w.k; ++k)
-      tile[tiles::kChannelScales + size_t(k / 4) * 128 + r * 4 + k % 4] =
-          static_cast<std::byte>(row[k]);
-  }
-}
+void pack_plain(const CanonicalWeight& w, std::byte* out) { pack_w8(w, 0, out); }
 
 }  // namespace w8a16
 }  // namespace stepladder

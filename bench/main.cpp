@@ -154,7 +154,8 @@ class Bench {
           level.head.empty() || level.head == level.format ? "" : (", head " + level.head).c_str(),
           level.act.empty() ? "" : " ", level.act.c_str(), double(level.pass_bytes) / 1e6,
           double(level.weight_bytes + level.cache_bytes) / 1e6,
-          level.tokens ? (", " + std::to_string(level.tokens) + " drafts a round").c_str() : "");
+          level.tokens ? (", " + std::to_string(level.tokens) + " drafts a round at most").c_str()
+                       : "");
     lines_.write(
         "model",
         "\"version\": \"%s\", \"model\": %s, \"backend\": %s, \"format\": %s, \"head\": %s, "

@@ -361,12 +361,10 @@ bool Loop::round() {
 /// The levels below the target read on, at most one block a round: nothing once they have caught
 /// up, and the prompt only after the first token is out.
 void Loop::read_below() {
-  Drafter* inner = parts_.target->inner();
-  if (!inner) return;
   below_.clear();
   for (Slot* slot : members_)
     if (slot->stream->request.draft && slot->produced > 0) below_.push_back(&slot->sequence);
-  if (!below_.empty()) inner->read(below_, kPromptBlock);
+  if (!below_.empty()) parts_.target->read_below(below_, kPromptBlock);
 }
 
 void Loop::deliver(Slot& slot, int index) {

@@ -133,6 +133,7 @@ LoadPlan make_plan(const std::string& directory, const Options& options) {
   for (const LevelSpec& given : options.draft) {
     const LevelSpec spec = with_defaults(given);
     plan.levels.back().drafts = spec.tokens;
+    plan.levels.back().planned = given.tokens == 0 && spec.kind != LevelSpec::Kind::lookup;
     ahead += 2 * (spec.tokens + 1);
     if (spec.kind == LevelSpec::Kind::lookup) {
       plan.lookup = std::make_unique<LevelSpec>(spec);
@@ -176,6 +177,7 @@ LevelOptions level_options(const LoadPlan& plan, int k) {
   const LevelPlan& level = plan.levels[k];
   LevelOptions options;
   options.name = level.name, options.tokens = level.drafts;
+  options.plan = level.planned;
   options.sequences = plan.sequences, options.tree_capacity = plan.tree_capacity;
   options.context = plan.sources[level.source].context;
   return options;

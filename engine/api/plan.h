@@ -32,10 +32,11 @@ struct Source {
 struct LevelPlan {
   LevelSpec spec;
   std::string name;
-  int source = 0;    // the checkpoint it runs or copies
-  int cache_of = 0;  // the level whose cache it uses; itself when it owns one
-  int drafts = 0;    // asked of the drafter below; 0 when there is none
-  size_t bytes = 0;  // estimate of the weights held for it alone
+  int source = 0;        // the checkpoint it runs or copies
+  int cache_of = 0;      // the level whose cache it uses; itself when it owns one
+  int drafts = 0;        // asked of the drafter below; 0 when there is none
+  bool planned = false;  // whether the level asks for fewer where fewer are faster
+  size_t bytes = 0;      // estimate of the weights held for it alone
 };
 
 struct LoadPlan {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "spec/draft_tree.h"
+#include "spec/row_cost.h"
 #include "spec/sequence.h"
 
 namespace stepladder {
@@ -23,9 +24,9 @@ class Drafter {
   /// Fills out's tree i for batch[i]: the root (its last token) and at most at_most guesses;
   /// at_least is a wish. Call sync() first.
   virtual void draft(Batch, std::span<const Budget>, DraftTrees& out) = 0;
-  /// What checking one more row costs the level above, as a share of its round without drafts: a
-  /// guess that is less likely to be right is not worth making. A wish, like at_least.
-  virtual void weigh_rows(float) {}
+  /// What checking guesses costs the level above: those that cost more than they are likely to
+  /// bring are not worth making. A wish, like at_least.
+  virtual void weigh_rows(const GuessCost&) {}
   /// A sequence's slot goes to another request: its tentative state may be dropped.
   virtual void forget(int slot) = 0;
 };

@@ -45,6 +45,8 @@ Level::Level(std::unique_ptr<Verifier> verifier, std::unique_ptr<Drafter> inner,
       own_(options_.sequences),
       stats_(options_.sequences),
       row_cost_(options_.row_cost),
+      guess_cost_(row_cost_.guesses(1)),
+      planner_(options_.sequences),
       trees_(options_.sequences, options_.tree_capacity),
       budgets_(options_.sequences),
       limits_(options_.sequences),
@@ -55,6 +57,7 @@ Level::Level(std::unique_ptr<Verifier> verifier, std::unique_ptr<Drafter> inner,
         Code::internal, "level ", options_.name, ": needs a verifier, slots, a tree and a context");
   own_batch_.reserve(options_.sequences);
   active_.reserve(options_.sequences);
+  awake_.reserve(options_.sequences);
   for (int slot = 0; slot < options_.sequences; ++slot) {
     own_[slot].sequence.slot = slot;
     // A round starts with a root inside the context, so its tokens end one beyond it at most.
@@ -122,13 +125,22 @@ bool Level::read(Batch batch, int rows) {
     verifier_->read(active_, rows);
     return !inner_ && std::none_of(active_.begin(), active_.end(), behind);
   }
-  return !inner_ || own.empty() || inner_->read(own, rows);
+  return own.empty() || read_below(own, rows);
+}
+
+bool Level::read_below(Batch batch, int rows) {
+  if (!inner_) return true;
+  awake_.clear();
+  std::copy_if(batch.begin(), batch.end(), std::back_inserter(awake_),
+               [this](const Sequence* s) { return !planner_.resting(s->slot); });
+  return awake_.empty() || inner_->read(awake_, rows);
 }
 
 void Level::forget(int slot) {
   own_[slot].sequence.tokens.clear();
   own_[slot].full = false;
   clear(stats_[slot]);
+  planner_.forget(slot);
   if (inner_) inner_->forget(slot);
 }
 
@@ -182,10 +194,14 @@ void Level::draft(Batch batch, std::span<const Budget> budgets, DraftTrees& out)
   }
 }
 
-Budget Level::budget(const Sequence& s, int limit) const {
+Budget Level::budget(const Sequence& s, int limit, int sequences) {
   int most = std::min({trees_.capacity - 1, verifier_->room(s) - 1, kMaxEmitted - 1, limit - 1});
   if (options_.most > 0) most = std::min(most, options_.most);
-  return most < 1 ? Budget{} : Budget{std::min(options_.tokens, most), most};
+  if (most < 1) return {};
+  int tokens = std::min(options_.tokens, most);
+  if (options_.plan)
+    tokens = planner_.ask(s.slot, tokens, guess_cost_, row_cost_.of(sequences), sequences);
+  return tokens < 1 ? Budget{} : Budget{tokens, most};
 }
 
 // Asks the drafter below; false when nobody wants a draft and the trees are roots alone.
@@ -193,8 +209,11 @@ bool Level::fill_trees(Batch batch, std::span<const int> limit, std::span<const 
   const size_t n = batch.size();
   bool asked = false;
   for (size_t i = 0; i < n; ++i) {
-    const bool may = inner_ && options_.tokens > 0 && drafts[i] && inner_->ready(*batch[i]);
-    budgets_[i] = may ? budget(*batch[i], limit[i]) : Budget{};
+    const int slot = batch[i]->slot;
+    planner_.tick(slot);
+    const bool may = inner_ && options_.tokens > 0 && drafts[i] && !planner_.resting(slot) &&
+                     inner_->ready(*batch[i]);
+    budgets_[i] = may ? budget(*batch[i], limit[i], static_cast<int>(n)) : Budget{};
     asked |= budgets_[i].at_most > 0;
   }
   trees_.made = {};
@@ -210,31 +229,35 @@ bool Level::fill_trees(Batch batch, std::span<const int> limit, std::span<const 
 void Level::advance(Batch batch, std::span<const int> limit, std::span<const char> drafts,
                     std::span<RoundResult> out) {
   using Clock = std::chrono::steady_clock;
+  const int n = static_cast<int>(batch.size());
   const Clock::time_point started = Clock::now();
-  if (fill_trees(batch, limit, drafts)) {
-    const auto asking = std::count_if(budgets_.begin(), budgets_.begin() + batch.size(),
-                                      [](const Budget& b) { return b.at_most > 0; });
-    const double each = milliseconds_since(started) / static_cast<double>(asking);
-    for (size_t i = 0; i < batch.size(); ++i)
-      if (budgets_[i].at_most > 0) stats_[batch[i]->slot].draft_ms += each;
-  }
-  for (size_t i = 0; i < batch.size(); ++i)
-    rows_[i] = verifier_->lacking(*batch[i]) + trees_.count[i];
+  if (fill_trees(batch, limit, drafts)) share_drafting(batch, milliseconds_since(started));
+  for (int i = 0; i < n; ++i) rows_[i] = verifier_->lacking(*batch[i]) + trees_.count[i];
   const Clock::time_point drafted = Clock::now();
   verifier_->verify(batch, trees_, out);
   const double took = milliseconds_since(drafted);
-  row_cost_.add(std::accumulate(rows_.begin(), rows_.begin() + batch.size(), 0), took);
-  if (inner_) inner_->weigh_rows(row_cost_.of(static_cast<int>(batch.size())));
-  const double each = took / static_cast<double>(batch.size());
-  for (size_t i = 0; i < batch.size(); ++i) {
-    stats_[batch[i]->slot].verify_ms += each;
-    record(*batch[i], static_cast<int>(i), rows_[i], out[i]);
+  row_cost_.add(std::accumulate(rows_.begin(), rows_.begin() + n, 0), took);
+  if (inner_) inner_->weigh_rows(guess_cost_ = row_cost_.guesses(n));
+  for (int i = 0; i < n; ++i) {
+    stats_[batch[i]->slot].verify_ms += took / n;
+    record(*batch[i], i, rows_[i], out[i]);
   }
+}
+
+/// Books the time of drafting with the sequences that asked for drafts.
+void Level::share_drafting(Batch batch, double ms) {
+  int asking = 0, guesses = 0;
+  for (size_t i = 0; i < batch.size(); ++i)
+    if (budgets_[i].at_most > 0) ++asking, guesses += trees_.count[i] - 1;
+  if (guesses > 0) planner_.paid(guesses, ms);
+  for (size_t i = 0; i < batch.size(); ++i)
+    if (budgets_[i].at_most > 0) stats_[batch[i]->slot].draft_ms += ms / asking;
 }
 
 void Level::record(const Sequence& s, int i, int rows, const RoundResult& result) {
   LevelStats& stats = stats_[s.slot];
   const int drafted = trees_.count[i] - 1, accepted = result.emitted - 1;
+  if (drafted > 0) planner_.learn(s.slot, drafted, accepted);
   ++stats.rounds;
   stats.rows += rows;
   stats.drafted += drafted;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "spec/drafter.h"
+#include "spec/planner.h"
 #include "spec/row_cost.h"
 #include "spec/verifier.h"
 
@@ -14,6 +15,7 @@ namespace stepladder {
 struct LevelOptions {
   std::string name;
   int tokens = 0;          // drafts a round asks of the drafter below
+  bool plan = false;       // whether fewer are asked for where fewer, or none, are faster
   int most = 0;            // drafts a round takes when the drafter below has more; 0 = all that fit
   int sequences = 1;       // slots
   int context = 0;         // positions of the verifier's cache: what Verifier::room counts down
@@ -34,6 +36,8 @@ class Level final : public Drafter {
   void sync(Batch) override;
   /// The verifier reads first, then what is below it.
   bool read(Batch, int rows) override;
+  /// The same for what is below it alone, as far as its guesses are wanted.
+  bool read_below(Batch, int rows);
   /// Whether this level's own verifier has caught up, or never will since its context is full.
   bool ready(const Sequence&) const override;
   /// Advances its own copy of each sequence until the budget is met and hands up a chain. What it
@@ -60,8 +64,9 @@ class Level final : public Drafter {
   /// This level's copies of the sequences that still have room here, in batch order.
   Batch own_batch(Batch);
   bool wants_round(const Own&, size_t above, const Budget&) const;
-  Budget budget(const Sequence&, int limit) const;
+  Budget budget(const Sequence&, int limit, int sequences);
   bool fill_trees(Batch, std::span<const int> limit, std::span<const char> drafts);
+  void share_drafting(Batch, double ms);
   void record(const Sequence&, int i, int rows, const RoundResult&);
 
   std::unique_ptr<Verifier> verifier_;
@@ -70,9 +75,11 @@ class Level final : public Drafter {
   std::vector<Own> own_;           // [slot]
   std::vector<LevelStats> stats_;  // [slot]
   RowCost row_cost_;
+  GuessCost guess_cost_;  // in a batch like the last
+  Planner planner_;
   DraftTrees trees_;
   // Room for one call's lists, [sequences] each.
-  std::vector<Sequence*> own_batch_, active_;
+  std::vector<Sequence*> own_batch_, active_, awake_;
   std::vector<Budget> budgets_;
   std::vector<int> limits_, rows_;
   std::vector<char> drafts_;

@@ -1,13 +1,23 @@
-// What one more row costs a level, learned from how long its own rounds take. It decides how many
-// guesses are worth checking, never what is chosen.
+// What the rows of a round cost a level, learned from how long its own rounds take. It decides how
+// many guesses are worth checking, never what is chosen.
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "backends/backend.h"
 
 namespace stepladder {
 
-/// A line through (rows, milliseconds) of the latest rounds, the older the lighter. It starts from
-/// an assumed cost, which counts as two rounds for good, so that rounds of one size do not tilt it.
+/// [d]: what d guesses for each sequence add to a round, as a share of a round without guesses.
+using GuessCost = std::array<float, kMaxEmitted>;
+
+/// The time of a round by its number of rows: flat while reading weights hides the arithmetic and
+/// then steep, with a step wherever a kernel takes another path, so it is a table and no formula.
+/// Between two counts that were seen it is a line, beyond them it rises as assumed. What slows all
+/// rounds alike (a longer context, a busy machine) moves one factor, so that a count which has not
+/// been seen for long stays comparable.
 class RowCost {
  public:
   /// `assumed`: of one more row, as a share of a round of one row.
@@ -15,39 +25,57 @@ class RowCost {
 
   void add(int rows, double ms) {
     ms = std::max(ms, kTick);
-    const double one = ms / (1 + assumed_ * (rows - 1));
-    if (n_ > 0) ms = std::min(ms, kMost * (base() + slope() * rows));  // it was interrupted
-    one_ = n_ > 0 ? one_ + (std::min(one, kMost * one_) - one_) * (1 - kMemory) : one;
-    n_ = n_ * kMemory + 1;
-    x_ = x_ * kMemory + rows, y_ = y_ * kMemory + ms;
-    xx_ = xx_ * kMemory + double(rows) * rows, xy_ = xy_ * kMemory + rows * ms;
+    const bool known = rows > kRows || shape_[rows] > 0;
+    if (seen_) {
+      const double expected = of(rows);
+      ms = std::clamp(ms, expected / kOdd, expected * kOdd);  // beyond that it was interrupted
+      if (known) pace_ *= std::pow(ms / expected, kPaceShare);
+    }
+    seen_ = true;
+    if (rows > kRows) return;
+    double& shape = shape_[rows];
+    const double now = ms / pace_;
+    shape = known ? shape + (now - shape) * kShapeShare : now;
   }
 
-  /// Of one more row, as a share of a round of one row for each of `sequences`: what a guess must
-  /// be likelier than, since such a round brings each sequence a token.
-  float of(int sequences) const {
-    if (n_ == 0) return assumed_;
-    const double round = base() + slope() * sequences;
-    return static_cast<float>(std::clamp(slope() * sequences / round, kLeast, kDearest));
+  /// Milliseconds of a round of `rows` rows; in rounds of one row until a round was timed.
+  double of(int rows) const {
+    const int from = std::min(rows, kRows);
+    int below = from, above = from;
+    while (below > 0 && shape_[below] == 0) --below;
+    while (above <= kRows && shape_[above] == 0) ++above;
+    if (below > 0 && above <= kRows && above > below) {
+      const double part = double(from - below) / (above - below);
+      return pace_ * (shape_[below] + (shape_[above] - shape_[below]) * part);
+    }
+    const int near = below > 0 ? below : above <= kRows ? above : 0;
+    if (near == 0) return assumed(rows);
+    return pace_ * shape_[near] * assumed(rows) / assumed(near);
+  }
+
+  /// Of guesses for each of `sequences`. Never falls with more guesses, whatever the clock says.
+  GuessCost guesses(int sequences) const {
+    GuessCost out{};
+    const double none = of(sequences);
+    for (int d = 1; d < kMaxEmitted; ++d) {
+      const auto cost = static_cast<float>(of(sequences * (1 + d)) / none - 1);
+      out[d] = std::max(cost, out[d - 1]);
+    }
+    return out;
   }
 
  private:
-  static constexpr double kMemory = 0.97, kMost = 3, kLeast = 0.005, kDearest = 0.6, kTick = 1e-6;
-  static constexpr double kFew = 1, kMany = 9;  // rows of the two assumed rounds
+  static constexpr int kRows = 128;  // counts told apart
+  // Of a new time in what is remembered: that all rounds are slower is believed sooner.
+  static constexpr double kPaceShare = 0.15, kShapeShare = 0.05;
+  static constexpr double kOdd = 3, kTick = 1e-6;
 
-  double n() const { return n_ + 2; }
-  double x() const { return x_ + kFew + kMany; }
-  double y() const { return y_ + one_ * (2 + assumed_ * (kMany - 1)); }
-  double slope() const {
-    const double xx = xx_ + kFew * kFew + kMany * kMany;
-    const double xy = xy_ + one_ * (kFew + kMany * (1 + assumed_ * (kMany - 1)));
-    return std::max((n() * xy - x() * y()) / (n() * xx - x() * x()), one_ * kLeast);
-  }
-  double base() const { return std::max((y() - slope() * x()) / n(), one_ * kLeast); }
+  double assumed(int rows) const { return 1 + assumed_ * (rows - 1.0); }
 
-  float assumed_;
-  double one_ = 0;  // milliseconds a round of one row would have taken
-  double n_ = 0, x_ = 0, y_ = 0, xx_ = 0, xy_ = 0;
+  double assumed_;
+  double pace_ = 1;
+  bool seen_ = false;
+  std::array<double, kRows + 1> shape_{};  // milliseconds at pace 1; 0 = not seen
 };
 
 }  // namespace stepladder

@@ -19,8 +19,8 @@ from .hub import resolve
 class Cast:
     """The nearest checkpoint above, rounded to another format: "mxfp4", "w4a16", "int8", "w8a8".
 
-    `cache`: "own", or "shared" to use the cache of the level it copies. `tokens`: drafts a round.
-    `head`: the format of its output matrix; int8 unless given.
+    `cache`: "own", or "shared" to use the cache of the level it copies. `tokens`: drafts a
+    round, as many as pay unless given. `head`: the format of its output matrix; int8 unless given.
     """
 
     format: str

@@ -3,53 +3,87 @@
 
 #include <gtest/gtest.h>
 
+#include <random>
+
 namespace stepladder {
 namespace {
 
-/// Rounds of 1, 4 and 9 rows in turn that take a + b * rows milliseconds.
-void feed(RowCost& cost, double a, double b, int rounds) {
-  const int rows[] = {1, 4, 9};
-  for (int i = 0; i < rounds; ++i) cost.add(rows[i % 3], a + b * rows[i % 3]);
+/// Reading hides the arithmetic of six rows, each more takes 3 ms.
+double knee(int rows) { return 10 + 3 * std::max(0, rows - 6); }
+
+TEST(RowCost, IsTheAssumedOneUntilARoundWasTimed) {
+  const GuessCost cost = RowCost(0.04f).guesses(1);
+  EXPECT_EQ(cost[0], 0);
+  EXPECT_FLOAT_EQ(cost[1], 0.04f);
+  EXPECT_FLOAT_EQ(cost[8], 0.32f);
 }
 
-TEST(RowCost, IsTheAssumedOneUntilARoundWasTimed) { EXPECT_FLOAT_EQ(RowCost(0.04f).of(1), 0.04f); }
-
-TEST(RowCost, FindsTheLineThroughTheRounds) {
-  for (const double b : {0.1, 1.0, 3.0}) {
-    RowCost cost(0.04f);
-    feed(cost, 10, b, 60);
-    EXPECT_NEAR(cost.of(1), b / (10 + b), 0.004 + 0.15 * b / (10 + b)) << b;
-  }
-}
-
-TEST(RowCost, KeepsTheAssumedOneWhenAllRoundsAreOfOneSize) {
+TEST(RowCost, FollowsTheAssumedOneFromTheOnlyCountItHasSeen) {
   RowCost cost(0.1f);
   for (int i = 0; i < 200; ++i) cost.add(1, 10);
-  EXPECT_NEAR(cost.of(1), 0.1f, 0.02f);
+  EXPECT_NEAR(cost.guesses(1)[3], 0.3f, 1e-4);
+}
+
+TEST(RowCost, FindsTheKnee) {
+  RowCost cost(0.04f);
+  for (int i = 0; i < 60; ++i)
+    for (const int rows : {1, 4, 7, 10}) cost.add(rows, knee(rows));
+  const GuessCost g = cost.guesses(1);
+  EXPECT_NEAR(g[3], 0, 1e-3);
+  EXPECT_NEAR(g[6], 0.3, 1e-3);
+  EXPECT_NEAR(g[9], 1.2, 1e-3);
+  EXPECT_NEAR(g[7], 0.6, 1e-3);  // between two that were seen: a line
 }
 
 TEST(RowCost, FollowsAMachineThatChanges) {
   RowCost cost(0.04f);
-  feed(cost, 10, 0.2, 90);
-  const float before = cost.of(1);
-  feed(cost, 10, 2, 150);
-  EXPECT_GT(cost.of(1), 4 * before);
+  for (int i = 0; i < 90; ++i)
+    for (const int rows : {1, 9}) cost.add(rows, 10 + rows * 0.2);
+  const float before = cost.guesses(1)[8];
+  for (int i = 0; i < 90; ++i)
+    for (const int rows : {1, 9}) cost.add(rows, 10 + rows * 2.0);
+  EXPECT_GT(cost.guesses(1)[8], 4 * before);
 }
 
-TEST(RowCost, IsHigherWhereSeveralSequencesShareARound) {
+// What slows everything alike says nothing about rows, even where one count is no longer seen.
+TEST(RowCost, TellsASlowMachineFromDearRows) {
   RowCost cost(0.04f);
-  feed(cost, 10, 1, 60);
-  EXPECT_NEAR(cost.of(4), 4 * 1 / (10 + 4 * 1.0), 0.05);
+  for (int i = 0; i < 60; ++i)
+    for (const int rows : {1, 5, 9}) cost.add(rows, knee(rows));
+  const float before = cost.guesses(1)[8];
+  for (int i = 0; i < 60; ++i)
+    for (const int rows : {5, 9}) cost.add(rows, 2 * knee(rows));
+  EXPECT_NEAR(cost.of(9), 2 * knee(9), 0.05 * knee(9));
+  EXPECT_NEAR(cost.guesses(1)[8], before, 0.5 * before);
 }
 
-TEST(RowCost, StaysWithinItsBoundsWhateverTheClockSays) {
+TEST(RowCost, CountsTheRowsOfAllSequences) {
   RowCost cost(0.04f);
-  for (const double ms : {0.0, 1e9, 1e-9, 0.0, 5.0, 0.0})
-    for (int rows : {1, 64, 2}) {
-      cost.add(rows, ms);
-      EXPECT_GE(cost.of(1), 0.005f);
-      EXPECT_LE(cost.of(1), 0.6f);
+  for (int rows = 1; rows <= 32; ++rows) cost.add(rows, knee(rows));
+  EXPECT_NEAR(cost.guesses(4)[1], knee(8) / knee(4) - 1, 1e-3);
+  EXPECT_NEAR(cost.guesses(4)[5], knee(24) / knee(4) - 1, 1e-3);
+}
+
+TEST(RowCost, StaysWithinReasonWhateverTheClockSays) {
+  RowCost cost(0.04f);
+  std::mt19937 random(1);
+  for (int i = 0; i < 2000; ++i) {
+    const double ms[] = {0, 1e9, 1e-9, 5, 1e-300};
+    cost.add(1 + static_cast<int>(random() % 200), ms[random() % 5]);
+    const GuessCost g = cost.guesses(1 + static_cast<int>(random() % 4));
+    for (int d = 0; d < kMaxEmitted; ++d) {
+      ASSERT_TRUE(std::isfinite(g[d])) << i;
+      ASSERT_GE(g[d], d ? g[d - 1] : 0) << i;
     }
+  }
+}
+
+TEST(RowCost, ForgivesAnInterruptedRound) {
+  RowCost cost(0.04f);
+  for (int i = 0; i < 60; ++i)
+    for (const int rows : {1, 5, 9}) cost.add(rows, knee(rows));
+  cost.add(5, 1e6);
+  EXPECT_LT(cost.guesses(1)[4], 0.3f);
 }
 
 }  // namespace

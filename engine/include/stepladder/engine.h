@@ -27,8 +27,8 @@ struct LevelSpec {
   std::string path;           // model: a checkpoint directory
   std::string format;         // cast: "mxfp4" "w4a16" "int8" "w8a8"; activations: "a8"
   bool shared_cache = false;  // cast: use the cache of the level it copies (activations: always)
-  int tokens = 0;             // drafts a round asks of this level; 0 = the drafter's default
-  std::string head;           // lm_head's format; "" = int8 for casts, as stored for models
+  int tokens = 0;    // drafts a round asks of it; 0 = as many as pay, up to the drafter's default
+  std::string head;  // lm_head's format; "" = int8 for casts, as stored for models
   int ngram_max = 0, ngram_min = 0;  // lookup: longest and shortest match; 0 = default
 };
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "spec/planner.h"
 
 namespace stepladder {
 
@@ -67,12 +68,13 @@ class Lookup::Index {
   }
 
   /// Guesses how the sequence goes on; `most` at most. Returns how many there are.
-  int draft(const std::vector<Token>& now, int most, float row_cost, std::span<Token> guesses) {
+  int draft(const std::vector<Token>& now, int most, const GuessCost& cost,
+            std::span<Token> guesses) {
     if (now.size() > static_cast<size_t>(options_.context)) return 0;
     const Match match = find();
     if (match.length == 0) return 0;
     watched_ = {match, tokens_.size()};
-    const int count = std::min({worth(match.length, row_cost), most, options_.tokens});
+    const int count = worth(match.length, std::min(most, options_.tokens), cost);
     for (int i = 0; i < count; ++i) {
       // A match that overlaps the end goes on into its own guesses: the text has a period.
       const size_t from = match.next + static_cast<size_t>(i);
@@ -142,15 +144,12 @@ class Lookup::Index {
   }
 
   // Tokens worth proposing after a match of this length.
-  int worth(int length, float row_cost) const {
+  int worth(int length, int most, const GuessCost& cost) const {
     float reached = 1;
-    int count = 0;
-    for (; count < options_.tokens; ++count) {
-      const Trust& t = trust_[class_of(length + count)];
-      reached *= t.right / t.seen;
-      if (reached <= row_cost) break;
-    }
-    return count;
+    return worth_guessing(most, cost, 0, [&](int d) {
+      const Trust& t = trust_[class_of(length + d - 1)];
+      return reached *= t.right / t.seen;
+    });
   }
 
   // Compares the last guess, made or only watched, with what came instead.
@@ -180,7 +179,8 @@ class Lookup::Index {
   Trust trust_[kClasses];
 };
 
-Lookup::Lookup(const LookupOptions& options) : options_(options), row_cost_(options.row_cost) {
+Lookup::Lookup(const LookupOptions& options)
+    : options_(options), cost_(RowCost(options.row_cost).guesses(1)) {
   check(options.tokens >= 1 && options.tokens < kMaxEmitted, Code::invalid_argument,
         "lookup: tokens=", options.tokens, " must be 1 to ", kMaxEmitted - 1);
   check(options.ngram_min >= 1 && options.ngram_min <= options.ngram_max &&
@@ -210,10 +210,10 @@ void Lookup::draft(Batch batch, std::span<const Budget> budgets, DraftTrees& out
   for (size_t i = 0; i < batch.size(); ++i) {
     const int sequence = static_cast<int>(i);
     out.reset(sequence, batch[i]->tokens.back());
-    const int count = budgets[i].at_most < 1
-                          ? 0
-                          : index_[batch[i]->slot].draft(batch[i]->tokens, budgets[i].at_most,
-                                                         row_cost_, guesses);
+    const int count =
+        budgets[i].at_most < 1
+            ? 0
+            : index_[batch[i]->slot].draft(batch[i]->tokens, budgets[i].at_most, cost_, guesses);
     for (int d = 0; d < count; ++d)
       if (out.add(sequence, d, guesses[d], 0.f) < 0) break;
   }

@@ -7,10 +7,9 @@
 // recent one of that length, and copies what followed it.
 //
 // How many tokens it proposes follows from how often matches of that length have been right in
-// this very sequence: a token is worth proposing while the chance that it is reached and right is
-// above what checking one row costs. Text that cannot be guessed so drives the drafts to none
-// (the index goes on watching what it would have said), and a text that repeats itself gets
-// `tokens` of them.
+// this very sequence: tokens are worth proposing while they bring more than their rows cost. Text
+// that cannot be guessed so drives the drafts to none (the index goes on watching what it would
+// have said), and a text that repeats itself gets `tokens` of them.
 #pragma once
 
 #include <cstdint>
@@ -43,13 +42,13 @@ class Lookup final : public Drafter {
   bool ready(const Sequence&) const override { return true; }
   /// Chains of at most at_most tokens; at_least is not heeded.
   void draft(Batch, std::span<const Budget>, DraftTrees& out) override;
-  void weigh_rows(float cost) override { row_cost_ = cost; }
+  void weigh_rows(const GuessCost& cost) override { cost_ = cost; }
   void forget(int slot) override;
 
  private:
   class Index;
   LookupOptions options_;
-  float row_cost_;
+  GuessCost cost_;
   std::vector<Index> index_;  // [slot]
 };
 

@@ -1,0 +1,118 @@
+// How many guesses are asked for where prices and chances are known.
+#include "spec/planner.h"
+
+#include <gtest/gtest.h>
+
+namespace stepladder {
+namespace {
+
+GuessCost line(float row) {
+  GuessCost out{};
+  for (int d = 0; d < kMaxEmitted; ++d) out[d] = row * static_cast<float>(d);
+  return out;
+}
+
+/// Tokens a round of `n` guesses brings, a unit of its time.
+double rate(int n, double right, const GuessCost& rows, double each) {
+  double brings = 1, reached = 1;
+  for (int d = 1; d <= n; ++d) brings += reached *= right;
+  return brings / (1 + rows[n] + each * n);
+}
+
+TEST(WorthGuessing, TakesTheCountOfTheBestRate) {
+  for (const float right : {0.1f, 0.5f, 0.7f, 0.9f, 0.97f})
+    for (const float row : {0.f, 0.01f, 0.1f, 0.3f})
+      for (const float each : {0.f, 0.2f, 0.5f, 0.9f}) {
+        float reached = 1;
+        const int got =
+            worth_guessing(20, line(row), each, [&](int) { return reached *= right; });
+        for (int n = 0; n <= 20; ++n)
+          EXPECT_GE(rate(got, right, line(row), each), rate(n, right, line(row), each) - 1e-5)
+              << right << " " << row << " " << each << ": " << got << " against " << n;
+      }
+}
+
+TEST(WorthGuessing, SeesBeyondAStep) {  // the third row is dear, those behind it are not
+  GuessCost rows{};
+  for (int d = 3; d < kMaxEmitted; ++d) rows[d] = 0.5f;
+  EXPECT_EQ(worth_guessing(3, rows, 0, [](int) { return 0.9f; }), 2);
+  EXPECT_EQ(worth_guessing(12, rows, 0, [](int) { return 0.9f; }), 12);
+}
+
+/// Rounds of one sequence whose guesses cost `each` of a round and are right with chance `right`,
+/// evenly. Returns the guesses of each round.
+std::vector<int> play(Planner& planner, int rounds, float right, float each, float row = 0.02f) {
+  std::vector<int> out;
+  double debt = 0;
+  for (int i = 0; i < rounds; ++i) {
+    planner.tick(0);
+    const int n = planner.resting(0) ? 0 : planner.ask(0, 8, line(row), 10, 1);
+    out.push_back(n);
+    if (n == 0) continue;
+    int accepted = 0;
+    for (; accepted < n; ++accepted)
+      if ((debt += 1 - right) >= 1) {
+        debt -= 1;
+        break;
+      }
+    planner.paid(n, 10.0 * each * n);
+    planner.learn(0, n, accepted);
+  }
+  return out;
+}
+
+TEST(Planner, AsksForAllUntilItKnowsThePrice) {
+  Planner planner(1);
+  EXPECT_EQ(planner.ask(0, 8, line(0.5f), 10, 1), 8);
+}
+
+TEST(Planner, SettlesOnTheBestCount) {
+  for (const float row : {0.02f, 0.2f}) {
+    Planner planner(1);
+    const int n = play(planner, 200, 0.97f, 0.4f, row).back();
+    for (int other = 0; other <= 8; ++other)
+      EXPECT_GE(rate(n, 0.97, line(row), 0.4), 0.98 * rate(other, 0.97, line(row), 0.4))
+          << row << ": " << n << " against " << other;
+  }
+}
+
+TEST(Planner, LetsADrafterRestThatDoesNotPayAndAsksAgainLaterAndLater) {
+  Planner planner(1);
+  const std::vector<int> n = play(planner, 1000, 0.05f, 0.5f);
+  EXPECT_EQ(n[0], 8);
+  std::vector<int> asked;
+  for (int i = 0; i < 1000; ++i)
+    if (n[i]) asked.push_back(i);
+  ASSERT_LE(asked.size(), 12u);  // a few to find out, then one a pause
+  EXPECT_GT(asked.back(), 300);
+  for (size_t i = asked.size() - 2; i + 1 < asked.size(); ++i)
+    EXPECT_GT(asked[i + 1] - asked[i], 1.8 * (asked[i] - asked[i - 1]));
+}
+
+TEST(Planner, WakesWhenTheTextCanBeGuessedAgain) {
+  Planner planner(1);
+  play(planner, 60, 0.05f, 0.3f);
+  const std::vector<int> n = play(planner, 1000, 1, 0.3f);
+  EXPECT_GE(n.back(), 6);
+}
+
+TEST(Planner, StartsATextFromWhatTheOthersHaveShown) {
+  Planner planner(2);
+  play(planner, 300, 0.05f, 0.3f);
+  planner.forget(1);
+  EXPECT_EQ(planner.ask(1, 8, line(0.02f), 10, 1), 0);
+  planner.forget(0);
+  EXPECT_FALSE(planner.resting(0));
+}
+
+TEST(Planner, ForgivesAnInterruptedDraft) {
+  Planner planner(1);
+  play(planner, 100, 0.97f, 0.3f);
+  const int before = planner.ask(0, 8, line(0.02f), 10, 1);
+  planner.paid(8, 1e6);
+  EXPECT_GT(planner.ask(0, 8, line(0.02f), 10, 1), 0);
+  EXPECT_GE(before, 6);
+}
+
+}  // namespace
+}  // namespace stepladder

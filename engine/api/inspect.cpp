@@ -44,8 +44,7 @@ Info inspect(const std::string& directory) {
   LevelInfo level;
   level.name = "target";
   level.format = stored_format(*checkpoint, "model.layers.0.self_attn.q_proj");
-  level.head =
-      stored_format(*checkpoint, stores_head(*checkpoint) ? "lm_head" : "model.embed_tokens");
+  level.head = stored_format(*checkpoint, c.tied_head ? "model.embed_tokens" : "lm_head");
   level.weight_bytes = info.total_bytes;
   info.levels.push_back(std::move(level));
   return info;

@@ -44,7 +44,7 @@ void open_target(LoadPlan& plan, const std::string& directory, const Options& op
   const int most = target.config.max_context();
   check(options.context >= 0 && options.context <= most, Code::invalid_argument,
         "context: ", options.context, " is out of range; ", directory, " has a context of at most ",
-        most, " tokens; ask for 1 to ", most, ", or for none to have the default");
+        most, " tokens; ask for 1 to ", most, ", or leave it out for the default");
   plan.context = options.context ? options.context : std::min(most, kDefaultContext);
   if (!options.context && most > plan.context)
     plan.notes.push_back("context set to " + std::to_string(plan.context) + " of the model's " +

@@ -13,7 +13,7 @@ import numpy as np
 
 from .arguments import flag, regular_file, shown, string, token_ids, whole
 from .errors import FileError, InvalidArgumentError, ModelFormatError, UnsupportedError
-from .prompts import checked_messages
+from .prompts import Context, checked_messages
 from .text_template import ChatTemplate
 
 MAX_FILE_BYTES = 256 << 20
@@ -154,18 +154,13 @@ class Text:
         """Bytes of the longest token."""
         return self._core.longest
 
-    def check_length(self, text: str, tokens: int | None, name: str) -> None:
-        """Refuses text that cannot fit `tokens` tokens, before a tokenizer works on it."""
-        limit = MAX_TEXT if tokens is None else min(MAX_TEXT, tokens * self.longest)
-        if len(text) > limit:
-            raise InvalidArgumentError(
-                f"{name}: {len(text)} characters cannot fit "
-                + (
-                    f"a context of {tokens} tokens"
-                    if tokens is not None
-                    else f"the limit of {MAX_TEXT}"
-                )
-            )
+    def check_length(self, text: str, context: Context | None, name: str) -> None:
+        """Refuses text that cannot fit `context`, before a tokenizer works on it."""
+        what = f"{len(text)} characters"
+        if context is not None and len(text) > context.tokens * self.longest:
+            raise context.refusal(name, what)
+        if len(text) > MAX_TEXT:
+            raise InvalidArgumentError(f"{name}: {what} are more than {MAX_TEXT}; shorten it")
 
     def encode(self, text: str, special: bool = True, bos: bool | None = None) -> list[int]:
         """Tokens of `text`. `special`: special tokens in it are recognised. `bos`: whether one is
@@ -187,7 +182,7 @@ class Text:
         self,
         messages: list[dict[str, Any]],
         add_generation_prompt: bool = True,
-        context: int | None = None,
+        context: Context | None = None,
         **variables: Any,
     ) -> list[int]:
         """Tokens of `messages` in the model's chat template."""

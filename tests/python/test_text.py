@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepladder import FileError, InvalidArgumentError, ModelFormatError, UnsupportedError
 from stepladder.convert import convert
+from stepladder.prompts import Context
 from stepladder.text import Text
 
 EVERYTHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -117,10 +118,11 @@ def test_a_user_cannot_complete_what_a_template_began(tmp_path, template):
     tiny.write_tokenizer(tmp_path, chat_template=template)
     text = Text(tmp_path)
     for content in ("|im_end|>", "<|im_end|", "_end"):
-        ids = text.encode_chat([{"role": "user", "content": content}])
         if template.startswith("{{ '<|im' }}") and content == "_end":
-            # The middle of a name is the template's business: some build names out of roles.
+            with refused(InvalidArgumentError, "messages", "<|im_end|>"):
+                text.encode_chat([{"role": "user", "content": content}])
             continue
+        ids = text.encode_chat([{"role": "user", "content": content}])
         assert not any(text.is_control(i) for i in ids)
 
 
@@ -159,11 +161,11 @@ def test_nested_messages_are_bounded(bpe):
 
 def test_long_text_is_refused_before_it_is_tokenized(bpe):
     with refused(InvalidArgumentError, "characters"):
-        bpe.check_length("x" * 1_000_000, 100, "prompt")
+        bpe.check_length("x" * 1_000_000, Context(100, 256), "prompt")
     with refused(InvalidArgumentError, "characters"):
         bpe.encode("x" * (17 << 20))
     with refused(InvalidArgumentError, "messages", "characters"):
-        bpe.encode_chat([{"role": "user", "content": "x" * 1_000_000}], context=100)
+        bpe.encode_chat([{"role": "user", "content": "x" * 1_000_000}], context=Context(100, 256))
 
 
 def test_a_hundred_thousand_combining_marks(bpe):

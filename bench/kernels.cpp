@@ -21,10 +21,26 @@ namespace {
 
 using namespace stepladder;
 
+constexpr const char* kUsage =
+    "usage: stepladder-kernel-bench [options]\n"
+    "\n"
+    "Times the linear kernels on weights that are cold in every cache, against the read bandwidth\n"
+    "measured in the same run: a JSON line for each case and number of rows, and a table.\n"
+    "\n"
+    "  --isa=NAME         portable, avx2 or avx512 (the best there is)\n"
+    "  --filter=TEXT      only the cases, FORMAT/SHAPE, that contain it (all)\n"
+    "  --rows=LIST        (1,2,4,8,16,32,64,128)\n"
+    "  --type=bf16|f16    of the activations (bf16)\n"
+    "  --threads=N        (2)\n"
+    "  --samples=N        passes over all weights (9)\n"
+    "  --megabytes=N      of weights (288)\n"
+    "  --best             shares and ratios of the best calls, not of the median one\n";
+
 struct Options {
-  std::string isa = "avx512", filter, rows = "1,2,4,8,16,32,64,128", type = "bf16";
+  std::string isa = available_isas().back(), filter, rows = "1,2,4,8,16,32,64,128", type = "bf16";
   int threads = 2, samples = 9;
   size_t megabytes = 288;
+  bool help = false;
   bool best = false;  // table and shares by the best calls instead of the median one
 };
 
@@ -49,6 +65,24 @@ constexpr Case kCases[] = {
     {"w8a8", "w8a8", Act::a8, 0},         {"w4a16-g32", "w4a16", Act::a16, 32},
     {"w4a16-g64", "w4a16", Act::a16, 64}, {"w4a8-g32", "w4a16", Act::a8, 32},
     {"w4a8-g64", "w4a16", Act::a8, 64},   {"mxfp4", "mxfp4", Act::a16, 0}};
+
+std::string case_name(const Case& c, const Shape& shape) {
+  return std::string(c.label) + "/" + shape.name;
+}
+
+bool is_wanted(const Case& c, const Shape& shape, const std::string& filter) {
+  return case_name(c, shape).find(filter) != std::string::npos;
+}
+
+void check_filter(const std::string& filter) {
+  std::string names;
+  for (const Case& c : kCases)
+    for (const Shape& shape : kShapes) {
+      if (is_wanted(c, shape, filter)) return;
+      names += (names.empty() ? "" : ", ") + case_name(c, shape);
+    }
+  fail(Code::invalid_argument, "bench: --filter=", filter, " is in no case; there are ", names);
+}
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -199,7 +233,9 @@ Options parse(int argc, char** argv) {
     const std::string arg = argv[i], name = arg.substr(0, arg.find('='));
     const std::string value =
         arg.find('=') == std::string::npos ? "" : arg.substr(arg.find('=') + 1);
-    if (name == "--isa")
+    if (name == "--help" || name == "-h")
+      o.help = true;
+    else if (name == "--isa")
       o.isa = value;
     else if (name == "--filter")
       o.filter = value;
@@ -216,10 +252,9 @@ Options parse(int argc, char** argv) {
     else if (name == "--megabytes")
       o.megabytes = std::max(1, std::atoi(value.c_str()));
     else
-      fail(Code::invalid_argument, "bench: ", arg,
-           " is not known; there are --isa= --filter=FORMAT/SHAPE --rows=1,8 ",
-           "--type=bf16|f16 --threads= --samples= --megabytes= --best");
+      fail(Code::invalid_argument, "bench: ", arg, " is not known; --help lists the options");
   }
+  check_filter(o.filter);
   return o;
 }
 
@@ -255,7 +290,7 @@ void run(const Options& o) {
       table += "\n";
     };
     for (const Shape& shape : kShapes) {
-      if ((std::string(c.label) + "/" + shape.name).find(o.filter) == std::string::npos) continue;
+      if (!is_wanted(c, shape, o.filter)) continue;
       const Matrix m = make(c, shape, o, pages, random);
       ceiling = read_bandwidth(pool, pages, o);
       std::vector<Times> times;
@@ -279,7 +314,11 @@ void run(const Options& o) {
 
 int main(int argc, char** argv) {
   try {
-    run(parse(argc, argv));
+    const Options o = parse(argc, argv);
+    if (o.help)
+      std::fputs(kUsage, stdout);
+    else
+      run(o);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "%s\n", e.what());
     return 1;

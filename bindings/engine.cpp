@@ -185,6 +185,17 @@ void bind_options(nb::module_& m) {
       .def_rw("draft", &Request::draft);
 }
 
+/// Name(field=value, ...) of all that a class was bound with, as dataclasses show themselves.
+std::string fields_of(nb::handle object) {
+  std::string fields;
+  for (nb::handle key : nb::object(object.type().attr("__dict__"))) {
+    const std::string name = nb::cast<std::string>(key);
+    if (name.starts_with("_")) continue;
+    fields += (fields.empty() ? "" : ", ") + name + "=" + nb::repr(object.attr(key)).c_str();
+  }
+  return nb::cast<std::string>(object.type().attr("__name__")) + "(" + fields + ")";
+}
+
 void bind_info(nb::module_& m) {
   nb::class_<LevelStats>(m, "LevelStats",
                          "One verifying level of a stream; the first is the target.")
@@ -216,7 +227,8 @@ void bind_info(nb::module_& m) {
       .def_ro("weight_bytes", &LevelInfo::weight_bytes)
       .def_ro("pass_bytes", &LevelInfo::pass_bytes)
       .def_ro("cache_bytes", &LevelInfo::cache_bytes)
-      .def_ro("tokens", &LevelInfo::tokens);
+      .def_ro("tokens", &LevelInfo::tokens)
+      .def("__repr__", &fields_of);
   nb::class_<Info>(m, "Info", "What can be told of a model.")
       .def_ro("architecture", &Info::architecture)
       .def_ro("backend", &Info::backend)
@@ -230,7 +242,8 @@ void bind_info(nb::module_& m) {
       .def_ro("total_bytes", &Info::total_bytes)
       .def_ro("end_tokens", &Info::end_tokens)
       .def_ro("notes", &Info::notes)
-      .def_ro("levels", &Info::levels);
+      .def_ro("levels", &Info::levels)
+      .def("__repr__", &fields_of);
   m.def("inspect", &inspect, "directory"_a, nb::call_guard<Released>(),
         "What can be told of a checkpoint without loading its weights.");
 }

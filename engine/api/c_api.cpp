@@ -2,10 +2,12 @@
 #include "stepladder/c_api.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <new>
 #include <string>
 
+#include "api/request.h"
 #include "core/error.h"
 #include "stepladder/engine.h"
 #include "stepladder/version.h"
@@ -153,7 +155,10 @@ sl_status init(T* out, size_t size, const T& defaults, const char* name) {
   });
 }
 
-Request to_request(const sl_request& q) {
+Request to_request(const sl_request& q, const Info& info) {
+  // Before they are copied: a count that is wrong may be any number.
+  check_counts({q.prompt_count, q.stop_token_count, q.logit_bias_count},
+               {info.vocab, info.context, info.model_context});
   const auto list = [](const int32_t* ids, size_t n, const char* name) {
     check(ids || n == 0, Code::invalid_argument, name, " is null, but its count is ", n);
     return std::vector<Token>(ids, ids + n);
@@ -174,6 +179,9 @@ Request to_request(const sl_request& q) {
   r.sampling.presence_penalty = q.presence_penalty;
   return r;
 }
+
+/// What the first header's sl_chunk took: a shorter one is a mistake, and would lose tokens.
+constexpr size_t kLeastChunk = offsetof(sl_chunk, top_logprobs) + sizeof(const float*);
 
 sl_chunk to_chunk(sl_stream& s) {
   const Chunk& c = s.chunk;
@@ -304,8 +312,8 @@ sl_status sl_stream_begin(sl_model* model, const sl_request* request, sl_stream*
     need(model, "model");
     need(request, "request");
     auto stream = std::make_unique<sl_stream>();
-    stream->stream =
-        model->engine->submit(to_request(read_struct(request, default_request(), "request")));
+    stream->stream = model->engine->submit(
+        to_request(read_struct(request, default_request(), "request"), model->engine->info()));
     *out = stream.release();
     return SL_OK;
   });
@@ -314,7 +322,11 @@ sl_status sl_stream_begin(sl_model* model, const sl_request* request, sl_stream*
 sl_status sl_stream_next(sl_stream* stream, sl_chunk* out) {
   return guarded([&] {
     need(stream, "stream");
-    need_struct(out, "out");  // before a chunk is taken that could not be handed over
+    // Before a chunk is taken that could not be handed over.
+    need(out, "out");
+    check(out->struct_size >= kLeastChunk, Code::invalid_argument, "out->struct_size is ",
+          out->struct_size, "; a chunk takes ", kLeastChunk, " bytes or more: set it to sizeof");
+    need_struct(out, "out");
     if (!stream->stream->next(stream->chunk)) {
       sl_chunk none{};
       none.stop_token = -1;

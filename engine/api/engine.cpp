@@ -5,13 +5,13 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
-#include <thread>
 
 #include "api/load.h"
 #include "api/loop.h"
 #include "api/plan.h"
 #include "backends/cpu/memory.h"
 #include "core/error.h"
+#include "core/thread_pool.h"
 #include "spec/drafters/lookup.h"
 #include "spec/model_verifier.h"
 #include "spec/rule_table.h"
@@ -219,11 +219,6 @@ class Loader {
   std::shared_ptr<RuleTable> rules_;
   std::vector<Loaded> loaded_;
 };
-
-int usable_cores() {
-  const unsigned n = std::thread::hardware_concurrency();
-  return n ? static_cast<int>(n) : 1;
-}
 
 class LoadedEngine final : public Engine {
  public:

@@ -2,6 +2,7 @@
 #include "api/plan.h"
 #include "backends/backend.h"
 #include "core/error.h"
+#include "core/thread_pool.h"
 
 namespace stepladder {
 namespace {
@@ -29,6 +30,7 @@ Info inspect(const std::string& directory) {
   const ModelConfig c = read_config(*checkpoint);
   Info info;
   info.backend = "cpu/" + available_isas().back();
+  info.threads = usable_cores();
   info.architecture = c.architecture;
   info.vocab = real_vocab(directory, c);
   info.model_context = info.context = c.max_context();
@@ -44,8 +46,7 @@ Info inspect(const std::string& directory) {
   LevelInfo level;
   level.name = "target";
   level.format = stored_format(*checkpoint, "model.layers.0.self_attn.q_proj");
-  level.head =
-      stored_format(*checkpoint, stores_head(*checkpoint) ? "lm_head" : "model.embed_tokens");
+  level.head = stored_format(*checkpoint, c.tied_head ? "model.embed_tokens" : "lm_head");
   level.weight_bytes = info.total_bytes;
   info.levels.push_back(std::move(level));
   return info;

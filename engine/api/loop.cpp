@@ -25,11 +25,10 @@ void add(LevelStats& to, const LevelStats& from) {
     to.drafted_at[d] += from.drafted_at[d];
 }
 
-std::string overflow_text(size_t position, float logit) {
+std::string overflow_text(size_t position) {
   return "the model's arithmetic overflowed at position " + std::to_string(position) +
-         " of the text, prompt included: the logit of its choice there is " +
-         (logit != logit ? "NaN" : "infinite") +
-         "; its weights are damaged, or too large for the format they are stored or cast in";
+         " of the text, prompt included: its logits there are not all finite; its weights are "
+         "damaged, or too large for the format they are stored or cast in";
 }
 
 /// The code and message of the exception in flight.
@@ -376,7 +375,7 @@ void Loop::deliver(Slot& slot, int index) {
   Token stop_token = -1;
   bool overflowed = false;
   for (; kept < emitted; ++kept) {
-    // The raw logit is never legitimately infinite or NaN; a choice by such a one means nothing.
+    // No raw logit is legitimately infinite or NaN; a choice beside such a one means nothing.
     overflowed = !std::isfinite(result.logit[kept]);
     if (overflowed) break;
     if (std::binary_search(slot.stops.begin(), slot.stops.end(), result.token[kept])) {
@@ -404,8 +403,7 @@ void Loop::deliver(Slot& slot, int index) {
   update_stats(slot, std::chrono::steady_clock::now());
   slot.stream->push({result.token, size_t(kept)}, {result.logit, size_t(kept)}, logprobs_, finish,
                     stop_token);
-  if (overflowed)
-    slot.stream->fail(Code::model_format, overflow_text(tokens.size(), result.logit[kept]));
+  if (overflowed) slot.stream->fail(Code::model_format, overflow_text(tokens.size()));
   if (overflowed || finish != Finish::none) release(slot);
 }
 

@@ -43,8 +43,8 @@ void open_target(LoadPlan& plan, const std::string& directory, const Options& op
   Source& target = plan.sources[0];
   const int most = target.config.max_context();
   check(options.context >= 0 && options.context <= most, Code::invalid_argument,
-        "context: ", options.context, " is out of range; ", directory, " serves 1 to ", most,
-        " tokens (0 = the default)");
+        "context: ", options.context, " is out of range; ", directory, " has a context of at most ",
+        most, " tokens; ask for 1 to ", most, ", or leave it out for the default");
   plan.context = options.context ? options.context : std::min(most, kDefaultContext);
   if (!options.context && most > plan.context)
     plan.notes.push_back("context set to " + std::to_string(plan.context) + " of the model's " +
@@ -84,13 +84,13 @@ double body_weights(const ModelConfig& c) {
 /// What a checkpoint takes as stored: floats narrow to 16 bits, and a tied head is packed beside
 /// the embedding.
 size_t source_bytes(const Source& s) {
-  size_t bytes = 0;
+  const auto& c = s.config;
+  size_t bytes = c.tied_head ? size_t(c.vocab) * c.width * 2 : 0;
   for (const std::string& name : s.checkpoint->names()) {
+    if (c.tied_head && name.starts_with("lm_head.")) continue;
     const TensorInfo& t = *s.checkpoint->find(name);
     bytes += t.dtype == "F32" && t.shape.size() > 1 ? t.bytes / 2 : t.bytes;
   }
-  const auto& c = s.config;
-  if (c.tied_head && !stores_head(*s.checkpoint)) bytes += size_t(c.vocab) * c.width * 2;
   return bytes + size_t(s.context) * c.head_dim * 4;
 }
 

@@ -19,8 +19,6 @@ void check_token(const char* field, size_t index, Token token, int vocab) {
 }
 
 void check_bias(const std::vector<std::pair<Token, float>>& bias, int vocab) {
-  check(bias.size() <= static_cast<size_t>(vocab), Code::invalid_argument,
-        "logit_bias: ", bias.size(), " entries for a vocabulary of ", vocab);
   for (size_t i = 0; i < bias.size(); ++i) {
     check_token("logit_bias", i, bias[i].first, vocab);
     check(std::isfinite(bias[i].second), Code::invalid_argument, "logit_bias: the value for token ",
@@ -54,21 +52,29 @@ void check_sampling(const Sampling& s, int vocab) {
 
 }  // namespace
 
+void check_counts(const RequestCounts& counts, const RequestLimits& limits) {
+  const bool more = limits.model_context > limits.context;
+  check(counts.prompt <= static_cast<size_t>(limits.context), Code::invalid_argument,
+        "prompt: ", counts.prompt, " tokens do not fit the context of ", limits.context,
+        "; shorten it", more ? " or load with a larger context, at most " : "",
+        more ? std::to_string(limits.model_context) : "");
+  const auto check_list = [&](const char* field, size_t count) {
+    check(count <= static_cast<size_t>(limits.vocab), Code::invalid_argument, field, ": ", count,
+          " entries for a vocabulary of ", limits.vocab, "; one a token is the most");
+  };
+  check_list("stop_token_ids", counts.stop_token_ids);
+  check_list("logit_bias", counts.logit_bias);
+}
+
 void check_request(const Request& r, const RequestLimits& limits) {
+  check_counts({r.prompt.size(), r.stop_token_ids.size(), r.sampling.logit_bias.size()}, limits);
   check(!r.prompt.empty(), Code::invalid_argument,
         "prompt: it has no tokens; start with at least one, such as the model's bos token");
-  check(r.prompt.size() <= static_cast<size_t>(limits.context), Code::invalid_argument,
-        "prompt: ", r.prompt.size(), " tokens do not fit the context of ", limits.context,
-        "; shorten it",
-        limits.model_context > limits.context ? " or load with a larger context, at most " : "",
-        limits.model_context > limits.context ? std::to_string(limits.model_context) : "");
   for (size_t i = 0; i < r.prompt.size(); ++i) check_token("prompt", i, r.prompt[i], limits.vocab);
   check(r.max_tokens >= 1, Code::invalid_argument, "max_tokens: ", r.max_tokens,
         " is out of range; it must be 1 or more");
   for (size_t i = 0; i < r.stop_token_ids.size(); ++i)
     check_token("stop_token_ids", i, r.stop_token_ids[i], limits.vocab);
-  check(r.stop_token_ids.size() <= static_cast<size_t>(limits.vocab), Code::invalid_argument,
-        "stop_token_ids: ", r.stop_token_ids.size(), " entries for a vocabulary of ", limits.vocab);
   check(r.logprobs >= -1 && r.logprobs <= kMaxLogprobs, Code::invalid_argument,
         "logprobs: ", r.logprobs, " is out of range; it must be -1 (none) or from 0 to ",
         kMaxLogprobs);

@@ -13,6 +13,14 @@ struct RequestLimits {
   int model_context = 0;  // what the context could be raised to; for the message
 };
 
+/// How many entries the lists of a request have.
+struct RequestCounts {
+  size_t prompt = 0, stop_token_ids = 0, logit_bias = 0;
+};
+
+/// Throws Error(invalid_argument) naming a list with more entries than any request may have: to be
+/// asked before a list of unknown origin is copied.
+void check_counts(const RequestCounts&, const RequestLimits&);
 /// Throws Error(invalid_argument) naming the field, its value and the allowed range.
 void check_request(const Request&, const RequestLimits&);
 

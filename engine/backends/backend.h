@@ -108,7 +108,7 @@ struct RuleView {
 /// The verifier's own choice at each node, in node order.
 struct ChoiceView {
   int32_t* token = nullptr;
-  float* logit = nullptr;  // the chosen token's raw logit
+  float* logit = nullptr;  // the chosen token's raw logit; NaN where one of its row is not finite
 };
 
 /// What the host reads back of a sequence after a round: 256 bytes.

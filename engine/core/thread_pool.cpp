@@ -51,6 +51,8 @@ T wait_change(const std::atomic<T>& value, T old) {
   return now;
 }
 
+}  // namespace
+
 int usable_cores() {
 #if defined(__linux__)
   cpu_set_t set;
@@ -59,8 +61,6 @@ int usable_cores() {
   const unsigned n = std::thread::hardware_concurrency();
   return n ? static_cast<int>(n) : 1;
 }
-
-}  // namespace
 
 // One cache line for what the caller writes and one for what the workers write, so that a worker
 // that ends does not disturb one that still looks for its start.

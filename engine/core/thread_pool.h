@@ -8,9 +8,12 @@
 
 namespace stepladder {
 
+/// How many cores this process may use; at least 1.
+int usable_cores();
+
 class ThreadPool {
  public:
-  /// `threads` includes the calling thread; 0 = the cores this process may use.
+  /// `threads` includes the calling thread; 0 = usable_cores().
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

@@ -262,12 +262,29 @@ void check_head(const Settings& config, const Checkpoint& checkpoint) {
        " does not set tie_word_embeddings to true; fetch the missing shard or correct the setting");
 }
 
-}  // namespace
-
-bool stores_head(const Checkpoint& checkpoint) {
-  return checkpoint.find("lm_head.weight") || checkpoint.find("lm_head.weight_packed") ||
-         checkpoint.find("lm_head.qweight");
+/// Whether the embedding is the head. As in transformers, a stored lm_head.weight does not count
+/// where config.json ties the two; a quantized one does, for quantizers leave that setting as it
+/// was.
+bool ties_head(const Settings& config, const Checkpoint& checkpoint,
+               std::vector<std::string>& notes) {
+  if (!config.boolean("tie_word_embeddings").value_or(false)) {
+    check_head(config, checkpoint);
+    return false;
+  }
+  const std::string says = config.where() + " says tie_word_embeddings=true, but ";
+  for (const char* quantized : {"lm_head.weight_packed", "lm_head.qweight", "lm_head.weight_scale"})
+    if (checkpoint.find(quantized)) {
+      notes.push_back(says + "a quantized lm_head is stored; it is used");
+      return false;
+    }
+  if (checkpoint.find("lm_head.weight"))
+    notes.push_back(says +
+                    "lm_head.weight is stored; it is ignored, as transformers does: set "
+                    "tie_word_embeddings to false to use it");
+  return true;
 }
+
+}  // namespace
 
 int ModelConfig::max_context() const {
   return sliding_window > 0 ? std::min(positions, sliding_window) : positions;
@@ -294,12 +311,7 @@ ModelConfig read_config(const Checkpoint& checkpoint) {
   read_window(config, family, out);
   read_dtype(config, checkpoint, out);
   read_tokens(config, generation, family, out);
-  out.tied_head = config.boolean("tie_word_embeddings").value_or(false);
-  if (!out.tied_head)
-    check_head(config, checkpoint);
-  else if (stores_head(checkpoint))
-    out.notes.push_back(where +
-                        " says tie_word_embeddings=true, but an lm_head is stored; it is used");
+  out.tied_head = ties_head(config, checkpoint, out.notes);
   if (std::string unused = unused_tensors(checkpoint, out); !unused.empty())
     out.notes.push_back(std::move(unused));
   return out;

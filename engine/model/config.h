@@ -30,7 +30,8 @@ struct ModelConfig {
   int sliding_window = 0;  // 0 = none; caps the context
   double eps = 1e-5;
   Rope rope;
-  bool tied_head = false, qkv_bias = false, o_bias = false, mlp_bias = false, qk_norm = false;
+  bool tied_head = false;  // the embedding is the head, whatever lm_head may be stored
+  bool qkv_bias = false, o_bias = false, mlp_bias = false, qk_norm = false;
   DType dtype = DType::bf16;        // of activations and cache: the checkpoint's 16-bit type
   std::vector<int32_t> end_tokens;  // union of config.json and generation_config.json
   int bos = -1;
@@ -43,9 +44,6 @@ struct ModelConfig {
 /// Reads config.json and generation_config.json. Throws Error(unsupported) naming the architecture
 /// or setting it does not know, Error(model_format) naming what is missing or impossible.
 ModelConfig read_config(const Checkpoint&);
-/// Whether a head is stored, in any format. It is used even where config.json ties the head to the
-/// embedding: quantizers leave that setting as it was.
-bool stores_head(const Checkpoint&);
 
 /// inv_freq of each rotated pair and the factor on cos and sin. HF modeling_rope_utils semantics.
 struct RopeTable {

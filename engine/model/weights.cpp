@@ -113,8 +113,8 @@ Model::Model(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& 
         {&layers_[i].gate_up, {m + "gate_proj", m + "up_proj"}, {c.ffn, c.ffn}, c.width});
     slots.push_back({&layers_[i].down, {m + "down_proj"}, {c.width}, c.ffn});
   }
-  const bool tied = c.tied_head && !stores_head(checkpoint);
-  slots.push_back({&head_, {tied ? "model.embed_tokens" : "lm_head"}, {c.vocab}, c.width, true});
+  slots.push_back(
+      {&head_, {c.tied_head ? "model.embed_tokens" : "lm_head"}, {c.vocab}, c.width, true});
 
   const auto build = [&](const Slot& slot, CanonicalWeight& weight) {
     weight = read_linear(checkpoint, slot.prefixes, slot.n, slot.k,

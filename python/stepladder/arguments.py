@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import math
 import numbers
 import operator
 import os
 import reprlib
 import stat
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from .errors import FileError, InvalidArgumentError
 
 INT_MAX = (1 << 31) - 1
 MAX_ITEMS = 1 << 20  # entries of an array, more than any context has
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class _Short(reprlib.Repr):
@@ -47,11 +51,13 @@ def whole(name: str, value: Any, low: int, high: int = INT_MAX) -> int:
         number = operator.index(value)
     except TypeError:
         raise InvalidArgumentError(
-            f"{name}: {shown(value)} is not a whole number; give one from {low} to {high}"
+            f"{name}: {shown(value)} is not a whole number; give one "
+            + (f"from {low} to {high}" if high < INT_MAX else f"that is {low} or more")
         ) from None
     if not low <= number <= high:
+        allowed = f"from {low} to {high}" if high < INT_MAX or number > high else f"{low} or more"
         raise InvalidArgumentError(
-            f"{name}: {number if abs(number) < 1 << 70 else 'the number'} is not from {low} to {high}"
+            f"{name}: {number if abs(number) < 1 << 70 else 'the number'} is not {allowed}"
         )
     return number
 
@@ -158,3 +164,15 @@ def known_names(
         raise InvalidArgumentError(
             f"{where}: unknown option {shown(name)}{hint} The options are {', '.join(names)}"
         )
+
+
+def suggesting(function: _Function) -> _Function:
+    """`function`, which names the nearest of its options where a keyword is none of them."""
+    known = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def checked(*args: Any, **options: Any) -> Any:
+        known_names(f"{function.__name__}()", options, known, {})
+        return function(*args, **options)
+
+    return checked  # type: ignore[return-value]

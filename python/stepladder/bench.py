@@ -134,7 +134,10 @@ class Table:
                 if k != "name"
             }
             share = sums["accepted"] / sums["drafted"] if sums["drafted"] else 0
-            length = sums["emitted"] / sums["rounds"] if sums["rounds"] else 0
+            if not sums["rounds"]:
+                lines.append(f"{level['name']}: did not run")
+                continue
+            length = sums["emitted"] / sums["rounds"]
             lines.append(
                 f"{level['name']}: {sums['rounds']} rounds of {length:.2f} tokens, {share:.3f} of drafts accepted, "
                 f"drafting {sums['draft_ms']:.0f} ms, verifying {sums['verify_ms']:.0f} ms"

@@ -15,8 +15,10 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
+from .cli_options import command_parser
 from .errors import (
     Error,
     FileError,
@@ -38,7 +40,9 @@ class _BadModelFile(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     prepare_streams()
-    args, left = _parser().parse_known_args(arguments)
+    runs = {"generate": _generate, "chat": _chat, "inspect": _inspect, "convert": _convert,
+            "quantize": _quantize, "verify": _verify, "bench": _bench}  # fmt: skip
+    args, left = command_parser(runs).parse_known_args(arguments)
     _place(args, left)
     logging.basicConfig(
         stream=sys.stderr,
@@ -88,155 +92,14 @@ def _complain(error: BaseException, code: int) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="stepladder", description="Language models through a hierarchy of draft levels."
-    )
-    from . import __version__
-
-    parser.add_argument("--version", action="version", version=f"stepladder {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
-        sub.add_argument(
-            "-v", "--verbose", action="store_true", help="say what is loaded, on standard error"
-        )
-        sub.set_defaults(run=run, parser=sub)
-        return sub
-
-    sub = command("generate", _generate, "Answer one prompt.")
-    _add_model(sub)
-    sub.add_argument("prompt", nargs="?", help="the prompt; standard input when left out or -")
-    sub.add_argument(
-        "-p", "--prompt", dest="prompt_option", metavar="TEXT", help="the prompt, as an option"
-    )
-    sub.add_argument(
-        "--raw", action="store_true", help="continue the text itself, without the chat template"
-    )
-    sub.add_argument("--system", metavar="TEXT", help="a system message")
-    sub.add_argument("--stats", action="store_true", help="show statistics, on standard error")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-    _add_load(sub)
-    _add_sampling(sub)
-
-    sub = command("chat", _chat, "Talk with a model.")
-    _add_model(sub)
-    sub.add_argument("--system", metavar="TEXT", help="a system message")
-    sub.add_argument(
-        "--stats", action="store_true", help="show statistics after each answer, on standard error"
-    )
-    _add_load(sub)
-    _add_sampling(sub)
-
-    sub = command("inspect", _inspect, "Show what a model is, without loading its weights.")
-    _add_model(sub)
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-
-    sub = command("convert", _convert, "Convert a GGUF file to a model directory.")
-    sub.add_argument("source", metavar="FILE.gguf")
-    sub.add_argument("target", metavar="DIRECTORY")
-    sub.add_argument(
-        "--dtype", choices=["bf16", "f16"], default="bf16", help="of the weights (bf16)"
-    )
-    sub.add_argument("--force", action="store_true", help="replace a model that is there")
-
-    sub = command("quantize", _quantize, "Write a model with its weights in fewer bits.")
-    sub.add_argument("source", metavar="MODEL")
-    sub.add_argument("target", metavar="DIRECTORY")
-    sub.add_argument("--format", required=True, help="w8a16, w8a8, w4a16 or mxfp4")
-    sub.add_argument(
-        "--group", type=int, default=0, metavar="N", help="weights per scale (the format's default)"
-    )
-    sub.add_argument(
-        "--head", metavar="FORMAT", help="the output matrix too; it otherwise stays as it is"
-    )
-    sub.add_argument("--force", action="store_true", help="replace a model that is there")
-
-    sub = command("verify", _verify, "Compare levels on with levels off, bit for bit.")
-    _add_model(sub)
-    sub.add_argument("prompt", nargs="?", help="one question instead of the built-in ones")
-    _add_questions(sub)
-    sub.add_argument(
-        "--sequences",
-        type=int,
-        default=1,
-        metavar="N",
-        help="run N at once with levels, each alone without",
-    )
-    sub.add_argument("--json", action="store_true", help="print one JSON object a line")
-    _add_load(sub, many=True)
-    _add_sampling(sub)
-
-    sub = command("bench", _bench, "Time levels against plain decoding.")
-    _add_model(sub)
-    _add_questions(sub)
-    sub.add_argument("--json", action="store_true", help="print one JSON object a line")
-    _add_load(sub, many=True)
-    _add_sampling(sub)
-    return parser
-
-
-def _add_model(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "model", metavar="MODEL", help="a directory, or ORG/NAME in the local Hugging Face cache"
-    )
-
-
-def _add_load(sub: argparse.ArgumentParser, many: bool = False) -> None:
-    group = sub.add_argument_group("loading")
-    if many:
-        group.add_argument("--draft", action="append", metavar="LEVELS",
-                           help='such as "cast:mxfp4:shared:tokens=4,lookup"; several are run one after the other')  # fmt: skip
-    else:
-        group.add_argument(
-            "--draft", metavar="LEVELS", help='such as "cast:mxfp4:shared:tokens=4,lookup"'
-        )
-    group.add_argument("--context", type=int, metavar="N", help="tokens a sequence may hold")
-    group.add_argument("--threads", type=int, metavar="N")
-    group.add_argument("--device", default="cpu")
-    group.add_argument("--isa", help="portable, avx2 or avx512 (the best there is)")
-    group.add_argument("--head", metavar="FORMAT", help="the output matrix's format (as stored)")
-
-
-def _add_sampling(sub: argparse.ArgumentParser) -> None:
-    group = sub.add_argument_group("sampling (greedy unless a temperature is given)")
-    group.add_argument("--max-tokens", "--tokens", type=int, default=None, metavar="N")
-    for name in (
-        "temperature",
-        "top-p",
-        "min-p",
-        "repetition-penalty",
-        "frequency-penalty",
-        "presence-penalty",
-    ):
-        group.add_argument(f"--{name}", type=float, metavar="X")
-    group.add_argument("--top-k", type=int, metavar="N")
-    group.add_argument("--seed", type=int, metavar="N")
-    group.add_argument(
-        "--stop", action="append", metavar="TEXT", help="ends the text; may be given more than once"
-    )
-    group.add_argument("--ignore-eos", action="store_true", help="go on at end tokens")
-    group.add_argument(
-        "--generation-config", action="store_true", help="the model's own sampling settings"
-    )
-
-
-def _add_questions(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--questions",
-        metavar="FILE",
-        help="JSON lines with category and turns, as Spec-Bench has them",
-    )
-    sub.add_argument(
-        "--per-group", type=int, default=0, metavar="N", help="questions of each group (all)"
-    )
-
-
 def _request(args: argparse.Namespace) -> dict[str, Any]:
     names = ("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "frequency_penalty",
-             "presence_penalty", "stop", "max_tokens")  # fmt: skip
-    given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+             "presence_penalty", "stop", "stop_token_ids", "max_tokens", "logprobs")  # fmt: skip
+    given = {n: getattr(args, n) for n in names if getattr(args, n, None) is not None}
+    if args.logit_bias:
+        given["logit_bias"] = dict(args.logit_bias)
+        if len(given["logit_bias"]) < len(args.logit_bias):
+            raise InvalidArgumentError("--logit-bias: a token is named twice")
     return given | {"ignore_eos": args.ignore_eos, "generation_config": args.generation_config}
 
 
@@ -296,12 +159,27 @@ def _generate(args: argparse.Namespace) -> int:
         if args.json:
             answer = {"text": "".join(p.text for p in parts), "tokens": [t for p in parts for t in p.tokens],
                       "finish_reason": stream.finish_reason, "seed": stream.seed, "stats": stream.stats.as_dict()}  # fmt: skip
+            if args.logprobs is not None:
+                answer["logprobs"] = [asdict(t) for p in parts for t in p.logprobs or []]
             print(json.dumps(answer, ensure_ascii=False))
         else:
             print()
+            for piece in parts:
+                for token in piece.logprobs or []:
+                    print(_logprob_line(model, token))
         if args.stats:
             _show_stats(stream)
         return INTERRUPTED if stream.finish_reason == "cancelled" else 0
+
+
+def _logprob_line(model: Any, token: Any) -> str:
+    """The log-probability and text of a token, then those of the likeliest ones."""
+
+    def named(id: int) -> str:
+        return repr(model.text.token_bytes(id).decode("utf-8", "replace"))
+
+    likeliest = ", ".join(f"{named(id)} {value:.4f}" for id, value in token.top)
+    return f"{token.logprob:9.4f}  {named(token.token):<16}  {likeliest}".rstrip()
 
 
 def _show_stats(stream: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import callback, choice, flag, path, shown
+from .arguments import callback, choice, flag, path, shown, suggesting
 from .errors import ModelFormatError, UnsupportedError
 from .gguf_file import GgufFile, GgufTensor
 from .gguf_tokenizer import Vocabulary
@@ -40,6 +40,7 @@ _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output
 _DTYPES = {"bf16": ("BF16", "bfloat16"), "f16": ("F16", "float16")}
 
 
+@suggesting
 def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],

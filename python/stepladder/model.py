@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from . import _core
-from .arguments import callback, flag, string, token_ids, whole
+from .arguments import INT_MAX, callback, flag, string, suggesting, token_ids, whole
 from .errors import InvalidArgumentError, UnsupportedError
 from .hub import resolve
 from .levels import DraftOption, to_specs
 from .options import build_request, check_names, model_sampling, template_variables
 from .progress import bar
-from .prompts import Message, Prompt, checked_messages, split_prompts
+from .prompts import Context, Message, Prompt, checked_messages, split_prompts
 from .stops import checked_stops
 from .stream import Piece, Result, Stream
 from .text import Text
@@ -38,6 +38,7 @@ def _close_all() -> None:
     _core.close_down()
 
 
+@suggesting
 def load(
     model: str | os.PathLike[str],
     draft: DraftOption = None,
@@ -61,7 +62,9 @@ def load(
     directory = resolve(model)
     options = _core.Options()
     options.draft = to_specs(draft)
-    options.context = 0 if context is None else whole("context", context, 1)
+    if context is not None:
+        # What no model holds is refused with the number that this one does.
+        options.context = min(whole("context", context, 1, 1 << 62), INT_MAX)
     options.max_sequences = whole("max_sequences", max_sequences, 1)
     options.threads = 0 if threads is None else whole("threads", threads, 1)
     for name, value in (("device", device), ("isa", isa), ("head", head)):
@@ -94,6 +97,7 @@ def _log_load(info: _core.Info, directory: Path, seconds: float) -> None:
         log.info("%s: %s", directory, note)
 
 
+@suggesting
 def inspect(model: str | os.PathLike[str]) -> _core.Info:
     """What can be told of a model without loading its weights."""
     return _core.inspect(str(resolve(model)))
@@ -219,17 +223,15 @@ class Model:
         return stream
 
     def _prompt_tokens(self, prompt: Prompt, variables: dict[str, Any]) -> list[int]:
-        context = self.info.context
+        context = Context(self.info.context, self.info.model_context)
         if isinstance(prompt, str):
             self.text.check_length(prompt, context, "prompt")
             tokens = self.text.encode(prompt)
         elif len(prompt) and isinstance(prompt[0], dict):
             tokens = self.text.encode_chat(prompt, context=context, **variables)
         else:
-            if len(prompt) > context:
-                raise InvalidArgumentError(
-                    f"prompt: {len(prompt)} tokens do not fit the context of {context}"
-                )
+            if len(prompt) > context.tokens:
+                raise context.refusal("prompt", f"{len(prompt)} tokens")
             tokens = token_ids("prompt", prompt, self.info.vocab)
         if not tokens:
             raise InvalidArgumentError("prompt: it is empty")

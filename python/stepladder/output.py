@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -13,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import FileError, InvalidArgumentError
+
+log = logging.getLogger("stepladder")
 
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 SHARD_BYTES = 5 << 30
@@ -50,6 +56,7 @@ def new_directory(path: str | os.PathLike[str], force: bool = False) -> Iterator
 
     An existing `path` must be empty, or hold a model (config.json) and `force` be set. Whatever
     ends the block early, Ctrl-C, SIGTERM, SIGHUP and a full disk included, leaves `path` as it was.
+    What a run that was killed left beside it is removed, with a note.
     """
     target = Path(os.path.abspath(path))
     _check_replaceable(target)
@@ -64,9 +71,12 @@ def new_directory(path: str | os.PathLike[str], force: bool = False) -> Iterator
     mark = secrets.token_hex(4)
     work = target.with_name(f".{target.name}.partial-{mark}")
     old = target.with_name(f".{target.name}.old-{mark}")
-    with ending_in_order():
+    with ending_in_order(), contextlib.ExitStack() as held:
         try:
+            _remove_leftovers(target)
             _make(work, target)
+            # Tells other runs that this one lives; a kill lets go of it.
+            held.enter_context(_locked(work))
             yield work
             work.chmod(0o755)
             _replace(work, target, old)
@@ -113,6 +123,50 @@ def _remove(*directories: Path) -> None:
         for directory in directories:
             shutil.rmtree(directory, ignore_errors=True)
         raise
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes what runs into `target` left that ended without cleaning up: kill -9, a power cut."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.(partial|old)-[0-9a-f]{{8}}")
+    try:
+        left = [
+            p
+            for p in target.parent.iterdir()
+            if name.fullmatch(p.name) and p.is_dir() and not p.is_symlink()
+        ]
+    except OSError:
+        return
+    for directory in left:
+        if ".old-" in directory.name and not target.exists():
+            log.warning(
+                "%s: what stood at %s when a run was killed; rename it to have it back",
+                directory,
+                target,
+            )
+            continue
+        with _locked(directory) as ours:
+            if ours:
+                log.warning("%s: left by a run that was killed; removed", directory)
+                _remove(directory)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Holds the directory's lock; False where another process does, or there are no locks."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = True
+        except OSError:
+            ours = False
+        yield ours
+    finally:
+        os.close(descriptor)
 
 
 def _make(work: Path, target: Path) -> None:

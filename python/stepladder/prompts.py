@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from .arguments import listed, shown
 from .errors import InvalidArgumentError, UnsupportedError
@@ -10,6 +10,21 @@ from .errors import InvalidArgumentError, UnsupportedError
 Message = dict[str, Any]
 Prompt = str | list[Message] | list[int]
 _FORMS = "give text, a list of messages, a list of token ids, or a list of these"
+
+
+class Context(NamedTuple):
+    """Tokens that a sequence may hold, and what loading could raise them to."""
+
+    tokens: int
+    most: int
+
+    def refusal(self, name: str, what: str) -> InvalidArgumentError:
+        """The error for an argument `name` that is too long, in the engine's words."""
+        larger = f" or load with a larger context, at most {self.most}"
+        return InvalidArgumentError(
+            f"{name}: {what} do not fit the context of {self.tokens}; shorten it"
+            + (larger if self.most > self.tokens else "")
+        )
 
 
 def split_prompts(prompt: Any, name: str = "prompt") -> tuple[list[Prompt], bool]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _core
-from .arguments import callback, choice, flag, path, regular_file, whole
+from .arguments import callback, choice, flag, path, regular_file, suggesting, whole
 from .errors import FileError, InvalidArgumentError, UnsupportedError
 from .hub import resolve
 from .output import SafetensorsWriter, TensorSpec, check_apart, new_directory, write_json
@@ -101,8 +101,10 @@ _LAYOUTS = {
                      _weights(4, "float", "group", scale_dtype="torch.uint8")),
 }  # fmt: skip
 FORMATS = tuple(_LAYOUTS)
+_ALIASES = {"int8": "w8a16"}  # as in casts
 
 
+@suggesting
 def quantize(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -117,9 +119,9 @@ def quantize(
     `group`: weights per scale where the format has groups (0: its default). `head`: a format for
     the output matrix, which otherwise stays as it is. Returns the path of `target`.
     """
-    choice("format", format, FORMATS)
+    format = _format_named("format", format)
     if head is not None:
-        choice("head", head, FORMATS)
+        head = _format_named("head", head)
     group = whole("group", group, 0, 4096)
     flag("force", force)
     callback("progress", progress)
@@ -130,6 +132,11 @@ def quantize(
     with _Job(directory, format, group, head) as job, new_directory(target, force) as work:
         job.write(work, progress or (lambda done, total: True))
     return Path(target)
+
+
+def _format_named(name: str, value: Any) -> str:
+    known = choice(name, value, [*FORMATS, *_ALIASES])
+    return _ALIASES.get(known, known)
 
 
 class _Stored(NamedTuple):
@@ -150,6 +157,9 @@ class _Job:
         self._tensors: dict[str, _Stored] = {}
         try:
             self._open()
+            if self._config.get("tie_word_embeddings") is True:
+                # The embedding is the head: what else is stored is not read.
+                self._tensors.pop("lm_head.weight", None)
             self._plan = [(name, self._format_of(name)) for name in self._tensors]
             self._head_from_embedding = bool(head) and "lm_head.weight" not in self._tensors
             if not any(f for _, f in self._plan):

@@ -59,6 +59,8 @@ class LevelStats:
     acceptance_by_position: list[float]
 
     def __str__(self) -> str:
+        if not self.rounds:
+            return f"{self.name}: did not run"
         return (
             f"{self.name}: {self.rounds} rounds of {self.acceptance_length:.2f} tokens, "
             f"drafting {self.draft_ms:.0f} ms, verifying {self.verify_ms:.0f} ms"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from .arguments import flag, regular_file, shown, string, token_ids, whole
 from .errors import FileError, InvalidArgumentError, ModelFormatError, UnsupportedError
-from .prompts import checked_messages
+from .prompts import Context, checked_messages
 from .text_template import ChatTemplate
 
 MAX_FILE_BYTES = 256 << 20
@@ -154,18 +155,13 @@ class Text:
         """Bytes of the longest token."""
         return self._core.longest
 
-    def check_length(self, text: str, tokens: int | None, name: str) -> None:
-        """Refuses text that cannot fit `tokens` tokens, before a tokenizer works on it."""
-        limit = MAX_TEXT if tokens is None else min(MAX_TEXT, tokens * self.longest)
-        if len(text) > limit:
-            raise InvalidArgumentError(
-                f"{name}: {len(text)} characters cannot fit "
-                + (
-                    f"a context of {tokens} tokens"
-                    if tokens is not None
-                    else f"the limit of {MAX_TEXT}"
-                )
-            )
+    def check_length(self, text: str, context: Context | None, name: str) -> None:
+        """Refuses text that cannot fit `context`, before a tokenizer works on it."""
+        what = f"{len(text)} characters"
+        if context is not None and len(text) > context.tokens * self.longest:
+            raise context.refusal(name, what)
+        if len(text) > MAX_TEXT:
+            raise InvalidArgumentError(f"{name}: {what} are more than {MAX_TEXT}; shorten it")
 
     def encode(self, text: str, special: bool = True, bos: bool | None = None) -> list[int]:
         """Tokens of `text`. `special`: special tokens in it are recognised. `bos`: whether one is
@@ -187,16 +183,17 @@ class Text:
         self,
         messages: list[dict[str, Any]],
         add_generation_prompt: bool = True,
-        context: int | None = None,
+        context: Context | None = None,
         **variables: Any,
     ) -> list[int]:
         """Tokens of `messages` in the model's chat template."""
         messages = checked_messages(messages)
         self.check_length(_all_text(messages), context, "messages")
         guard = _Guard([s.content for s in self._core.specials if s.special])
-        messages = guard.hide(messages)
-        rendered = self.render(messages, add_generation_prompt, **guard.hide(variables))
+        messages, variables = guard.hide(messages), guard.hide(variables)
+        rendered = self.render(messages, add_generation_prompt, **variables)
         self.check_length(rendered, context, "messages")
+        self._check_controls(rendered, messages, add_generation_prompt, variables)
         if not guard.used:
             ids = self._core.encode(rendered, special=True)
         else:
@@ -220,6 +217,34 @@ class Text:
             "eos_token": self.eos.content if self.eos else "",
         }
         return self.template.render(messages, add_generation_prompt, {**names, **variables})
+
+    def _controls(self, rendered: str) -> list[str]:
+        found = self._splitter.findall(rendered) if self._splitter else []
+        return [name for name in found if self.specials[name].special]
+
+    def _check_controls(
+        self,
+        rendered: str,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        variables: dict[str, Any],
+    ) -> None:
+        """Refuses text out of which the template makes control tokens, by lower case, a replacement or a join:
+        with plain words in its place it must write the same ones, in the same order, or more."""
+        found = self._controls(rendered)
+        if not found:
+            return
+        try:
+            plain = self.render(_with_plain_words(messages), add_generation_prompt, **variables)
+        except (InvalidArgumentError, ModelFormatError):
+            return  # a template that wants a text of a certain form cannot be compared
+        allowed = iter(self._controls(plain))
+        for name in found:
+            if name not in allowed:
+                raise InvalidArgumentError(
+                    f"messages: {self.template.where} makes the control token {shown(name)} out of "
+                    "their text; take what becomes one out of it"
+                )
 
     def _encode_marked(self, rendered: str, guard: "_Guard") -> list[int]:
         """Splits at the special tokens the template wrote; all between is plain text."""
@@ -255,6 +280,20 @@ class Text:
     def vocabulary(self) -> list[bytes | None]:
         """What each id stands for; None where an id is unused."""
         return self._core.vocabulary()
+
+
+def _with_plain_words(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with a word in the place of what users and tools wrote, but for the space around."""
+    word = "w" + secrets.token_hex(8)
+
+    def plain(message: dict[str, Any]) -> dict[str, Any]:
+        text = message["content"]
+        inner = text.strip()
+        if message["role"] in ("system", "developer", "assistant") or not inner:
+            return message
+        return {**message, "content": text.replace(inner, word)}
+
+    return [plain(message) for message in messages]
 
 
 def _all_text(value: Any, depth: int = 0) -> str:
@@ -313,8 +352,8 @@ class _Guard:
 
     A mark that occurs nowhere else is put inside each such text before the template runs, and at
     an edge that could complete one together with the template's own words; it is taken out again
-    once the template's special tokens have been found. A template that deletes characters from
-    the middle of a message could still join two halves.
+    once the template's special tokens have been found. What a template makes by changing
+    characters is found by Text._check_controls.
     """
 
     def __init__(self, specials: list[str]):

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <pthread.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -161,6 +162,20 @@ static void test_requests(sl_model* model) {
   request.prompt = NULL;
   EXPECT_REFUSED(sl_stream_begin(model, &request, &stream), SL_INVALID_ARGUMENT, "prompt");
   request = default_request();
+  request.prompt_count = (size_t)-1;
+  EXPECT_REFUSED(sl_stream_begin(model, &request, &stream), SL_INVALID_ARGUMENT, "prompt: ");
+  request.prompt_count = (size_t)1 << 40;
+  EXPECT_REFUSED(sl_stream_begin(model, &request, &stream), SL_INVALID_ARGUMENT, "prompt: ");
+  request = default_request();
+  request.stop_token_ids = &stop;
+  request.stop_token_count = (size_t)-1 / 4;
+  EXPECT_REFUSED(sl_stream_begin(model, &request, &stream), SL_INVALID_ARGUMENT,
+                 "stop_token_ids: ");
+  request = default_request();
+  request.logit_bias = &bias;
+  request.logit_bias_count = (size_t)-1;
+  EXPECT_REFUSED(sl_stream_begin(model, &request, &stream), SL_INVALID_ARGUMENT, "logit_bias: ");
+  request = default_request();
   request.top_p = 0;
   EXPECT_REFUSED(sl_stream_begin(model, &request, &stream), SL_INVALID_ARGUMENT, "top_p");
   request = default_request();
@@ -253,6 +268,24 @@ static void test_logprobs(sl_model* model) {
   sl_stream_free(stream);
 }
 
+/* A struct too short for what a chunk holds is refused, and the next call gets all of the text. */
+static void test_short_chunks(sl_model* model) {
+  sl_request request = default_request();
+  sl_stream* stream = NULL;
+  sl_chunk chunk;
+  int32_t tokens[kMost];
+  sl_finish finish;
+  const size_t sizes[] = {0, sizeof(size_t), offsetof(sl_chunk, count), sizeof chunk - 1};
+  size_t i;
+  EXPECT(sl_stream_begin(model, &request, &stream) == SL_OK);
+  for (i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
+    chunk.struct_size = sizes[i];
+    EXPECT_REFUSED(sl_stream_next(stream, &chunk), SL_INVALID_ARGUMENT, "struct_size");
+  }
+  EXPECT(take(stream, tokens, &finish) == 40);
+  sl_stream_free(stream);
+}
+
 static void* cancel_it(void* stream) {
   sl_stream_cancel((sl_stream*)stream);
   return NULL;
@@ -316,6 +349,7 @@ int main(int argc, char** argv) {
   test_requests(model);
   test_text(model);
   test_logprobs(model);
+  test_short_chunks(model);
   test_cancel(model);
   test_errors_by_thread();
   /* A stream may outlive its model. */

@@ -267,6 +267,31 @@ TEST(Config, MissesAHeadThatIsNotTied) {
   EXPECT_NO_THROW(read_config(ConfigOnly(llama(), json::object(), {embedding, "lm_head.qweight"})));
 }
 
+// As transformers does; a quantized head is what a quantizer made of a tied one.
+TEST(Config, ATiedHeadLeavesAStoredOneUnlessItIsQuantized) {
+  const json tied = llama({{"tie_word_embeddings", true}});
+  const std::string embedding = "model.embed_tokens.weight";
+  const struct {
+    std::vector<std::string> head;
+    bool tied;
+    const char* note;
+  } cases[] = {{{}, true, nullptr},
+               {{"lm_head.weight"}, true, "is ignored"},
+               {{"lm_head.weight", "lm_head.weight_scale"}, false, "is used"},
+               {{"lm_head.weight_packed", "lm_head.weight_scale"}, false, "is used"},
+               {{"lm_head.qweight"}, false, "is used"}};
+  for (const auto& c : cases) {
+    std::vector<std::string> names = c.head;
+    names.push_back(embedding);
+    const ModelConfig read = read_config(ConfigOnly(tied, json::object(), names));
+    EXPECT_EQ(read.tied_head, c.tied);
+    ASSERT_EQ(read.notes.size(), c.note ? 1u : 0u);
+    if (!c.note) continue;
+    EXPECT_NE(read.notes[0].find("tie_word_embeddings=true"), std::string::npos) << read.notes[0];
+    EXPECT_NE(read.notes[0].find(c.note), std::string::npos) << read.notes[0];
+  }
+}
+
 TEST(RopeTable, TakesBothSpellings) {
   const json settings = {
       {"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 512}};

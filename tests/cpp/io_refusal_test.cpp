@@ -129,6 +129,27 @@ INSTANTIATE_TEST_SUITE_P(
             Code::io,
             {"config.json", "regular"},
             [](const TempDir& d) { ASSERT_EQ(::mkfifo((d / "config.json").c_str(), 0600), 0); }},
+        Bad{"GenerationConfigIsAPipe",
+            Code::io,
+            {"generation_config.json", "regular"},
+            [](const TempDir& d) {
+              write_file(d / "config.json", "{}");
+              ASSERT_EQ(::mkfifo((d / "generation_config.json").c_str(), 0600), 0);
+            }},
+        Bad{"IndexIsAPipe",
+            Code::io,
+            {"model.safetensors.index.json", "regular"},
+            [](const TempDir& d) {
+              write_file(d / "config.json", "{}");
+              ASSERT_EQ(::mkfifo((d / "model.safetensors.index.json").c_str(), 0600), 0);
+            }},
+        Bad{"WeightsAreAPipe",
+            Code::io,
+            {"model.safetensors", "regular"},
+            [](const TempDir& d) {
+              write_file(d / "config.json", "{}");
+              ASSERT_EQ(::mkfifo((d / "model.safetensors").c_str(), 0600), 0);
+            }},
         Bad{"WeightsAreADevice",
             Code::io,
             {"model.safetensors", "regular"},

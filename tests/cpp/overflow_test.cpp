@@ -146,6 +146,29 @@ TEST(Overflow, AnywhereInTheModelIsFoundOnEveryInstructionSet) {
   }
 }
 
+TEST(Overflow, OfOneTokensLogitIsFoundWhateverItsSign) {
+  TempDir folder;
+  const std::string sound = folder / "sound";
+  write_tiny_checkpoint({.seed = 7}, sound);
+  const Said whole = say(*load(sound, ""), request_of(4, false));
+  for (const std::string& isa : available_isas())
+    for (const Token row : {0, 77, kVocab - 1}) {
+      // Which of NaN and the two infinities it becomes is a matter of the order of the sum.
+      const std::string directory = write_huge(folder / "huge", "lm_head.weight", row, 1);
+      Options options;
+      options.isa = isa;
+      for (const char* draft : {"", "cast:int8:shared,lookup"}) {
+        SCOPED_TRACE("row " + std::to_string(row) + " on " + isa + " under " + draft);
+        const auto engine = load(directory, draft, options);
+        for (bool sampled : {false, true}) {
+          Request request = request_of(4, sampled);
+          request.sampling.logit_bias = {{row, -1e9f}};
+          EXPECT_LT(take_broken(*engine->submit(request)).said.tokens.size(), whole.tokens.size());
+        }
+      }
+    }
+}
+
 TEST(Overflow, OfADraftChangesNothing) {
   TempDir folder;
   const std::string target = folder / "target";

@@ -60,6 +60,7 @@ TEST(Unused, IsToldByInspectAndByALoad) {
   const TensorInfo table = checkpoint.need("model.embed_tokens.weight");
   std::vector<uint16_t> codes(table.bytes / 2);
   checkpoint.read("model.embed_tokens.weight", std::as_writable_bytes(std::span(codes)));
+  std::reverse(codes.begin(), codes.end());
   checkpoint.add("lm_head.weight", table.dtype, table.shape, codes);
   write_checkpoint(checkpoint, folder / "model");
   const auto engine = Engine::load(folder / "model", {.threads = 1});

@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include <sys/stat.h>
+
 #include "io/file.h"
 #include "io/vocabulary.h"
 #include "support/refusal.h"
@@ -68,6 +70,18 @@ TEST(Vocabulary, RefusesWhatIsNotOne) {
   refuse(std::string("{\"model\": {\"vocab\": {\"") + std::string(9 << 20, 'a') + "\": 0}}}",
          {"8 MiB"});
   refuse(std::string(1'000'000, '['), {"64 levels"});
+}
+
+TEST(Vocabulary, OpensNoPipesAndDevices) {
+  for (const char* name : {"tokenizer.json", "tokenizer.model"}) {
+    TempDir pipe, device;
+    ASSERT_EQ(::mkfifo((pipe / name).c_str(), 0600), 0);
+    fs::create_symlink("/dev/zero", device / name);
+    expect_refused([&] { check_same_vocabulary(pipe.str(), device.str()); }, Code::io,
+                   {pipe / name, "regular"});
+    expect_refused([&] { check_same_vocabulary(device.str(), pipe.str()); }, Code::io,
+                   {device / name, "regular"});
+  }
 }
 
 TEST(Vocabulary, ComparesTokenByToken) {

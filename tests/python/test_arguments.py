@@ -423,3 +423,58 @@ def test_what_no_context_holds_is_refused_before_it_is_copied(tiny_model, prompt
         tiny_model.stream(prompt)
     with refused(InvalidArgumentError, "tokens"):
         tiny_model.detokenize(prompt)
+
+
+MISSPELT = {
+    "load": (lambda: stepladder.load("x", contxt=5), "contxt", "did you mean context?"),
+    "inspect": (lambda: stepladder.inspect(mdel="x"), "mdel", "did you mean model?"),
+    "convert": (lambda: stepladder.convert("x", "y", forse=True), "forse", "did you mean force?"),
+    "quantize": (lambda: stepladder.quantize("x", "y", frmat="w8a8"), "frmat", "mean format?"),
+}
+
+
+@pytest.mark.parametrize("case", MISSPELT)
+def test_a_misspelt_keyword_is_told_the_nearest(case):
+    call, *words = MISSPELT[case]
+    for error in (InvalidArgumentError, TypeError):
+        with refused(error, f"{case}()", *words):
+            call()
+
+
+def test_the_signatures_are_still_told():
+    assert list(inspect.signature(stepladder.load).parameters)[:3] == ["model", "draft", "context"]
+    assert "draft" in inspect.getdoc(stepladder.load)
+
+
+@pytest.mark.parametrize("context", [257, 10**9, 1 << 40])
+def test_a_context_beyond_the_models_is_told_the_models(tiny_dir, context):
+    with refused(InvalidArgumentError, "context: ", "at most 256 tokens"):
+        stepladder.load(tiny_dir, context=context)
+
+
+@pytest.mark.parametrize("context", [0, -1, 2.5])
+def test_a_context_of_nothing_is_told_no_other_limit(tiny_dir, context):
+    with refused(InvalidArgumentError, f"context: {context} is not", "1 or more"):
+        stepladder.load(tiny_dir, context=context)
+
+
+TOO_LONG = {
+    "tokens": ([3] * 300, "prompt: 300 tokens"),
+    "text": ("é" * 150, "prompt: 300 tokens"),
+    "long text": ("x" * 5000, "prompt: 5000 characters"),
+    "messages": ([{"role": "user", "content": "x" * 5000}], "messages: 50"),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LONG)
+def test_what_is_too_long_is_told_the_same_numbers_and_remedy(tiny_dir, case):
+    prompt, told = TOO_LONG[case]
+    larger = " or load with a larger context, at most 256"
+    for context in (64, 256):
+        told_here = f" do not fit the context of {context}; shorten it"
+        with (
+            stepladder.load(tiny_dir, context=context, threads=1) as model,
+            refused(InvalidArgumentError, told, told_here) as caught,
+        ):
+            model.generate(prompt)
+        assert str(caught.value).endswith(told_here + (larger if context < 256 else ""))

@@ -52,6 +52,55 @@ def test_a_signal_leaves_nothing(tiny_dir, tmp_path, number, code, how, call):
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.fixture
+def halfway(tmp_path):
+    """A conversion into out/ in another process that has stopped in the middle."""
+    tiny.write_gguf(tmp_path / "m.gguf")
+    code = HALF + CALLS["function"].format(
+        call="convert", source=str(tmp_path / "m.gguf"), out=str(tmp_path / "out"), more=[]
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "half\n"
+        yield child
+        child.kill()
+
+
+def partials(directory):
+    return [p.name for p in directory.iterdir() if ".partial-" in p.name]
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path, halfway, caplog):
+    halfway.kill()
+    halfway.wait()
+    (left,) = partials(tmp_path)
+    other = tmp_path / ".other.partial-01234567"
+    other.mkdir()
+    convert(tmp_path / "m.gguf", tmp_path / "out")
+    assert partials(tmp_path) == [other.name]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{tmp_path / left}: left by a run that was killed; removed"
+    ]
+
+
+def test_what_a_live_run_writes_is_left_alone(tmp_path, halfway, caplog):
+    before = partials(tmp_path)
+    convert(tmp_path / "m.gguf", tmp_path / "out")
+    assert partials(tmp_path) == before and not caplog.records
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_a_killed_run_moved_away_is_kept_while_nothing_stands_there(tmp_path, there, caplog):
+    tiny.write_gguf(tmp_path / "m.gguf")
+    old = tmp_path / ".out.old-01234567"
+    old.mkdir()
+    if there:
+        convert(tmp_path / "m.gguf", tmp_path / "other")
+        (tmp_path / "other").rename(tmp_path / "out")
+    convert(tmp_path / "m.gguf", tmp_path / "out", force=there)
+    assert old.exists() is not there
+    assert str(old) in caplog.text and ("removed" if there else "rename it") in caplog.text
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path, number):
     """As under nohup."""

@@ -1,5 +1,7 @@
 """The engine's logits agree with the numpy model, in every family, format and instruction set."""
 
+import json
+
 import numpy as np
 import pytest
 import reference
@@ -94,4 +96,28 @@ def test_a_tied_head_can_be_stored_in_fewer_bits(tmp_path):
     stepladder.quantize(tmp_path / "model", tmp_path / "out", "w8a16", head="w8a16")
     info = stepladder.inspect(tmp_path / "out")
     assert (info.levels[0].format, info.levels[0].head) == ("w8a16", "w8a16")
+    agree(tmp_path / "out")
+
+
+def write_tied_with_a_head(directory):
+    """A tied model beside which another head is stored."""
+    tiny.write_model(directory, seed=3)
+    config = json.loads((directory / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def test_a_head_stored_beside_a_tied_one_is_ignored_and_named(tmp_path):
+    write_tied_with_a_head(tmp_path)
+    agree(tmp_path)
+    with stepladder.load(tmp_path, threads=1) as model:
+        for info in (model.info, stepladder.inspect(tmp_path)):
+            assert any("lm_head.weight is stored; it is ignored" in note for note in info.notes)
+
+
+@pytest.mark.parametrize("head", [None, "int8"])
+def test_quantizing_takes_the_head_that_is_used(tmp_path, head):
+    (tmp_path / "model").mkdir()
+    write_tied_with_a_head(tmp_path / "model")
+    stepladder.quantize(tmp_path / "model", tmp_path / "out", "w8a16", head=head)
+    assert not stepladder.inspect(tmp_path / "out").notes
     agree(tmp_path / "out")

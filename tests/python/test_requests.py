@@ -333,6 +333,10 @@ def test_stats_print_in_a_few_lines(tiny_model, draft):
         assert part in lines[0]
     for level, line in zip(s.levels, lines[1:]):
         assert line.strip() == str(level) and level.name in line
+        assert (level.rounds == 0) is (not draft and level.name != "target")
+        if not level.rounds:
+            assert line.strip() == f"{level.name}: did not run"
+            continue
         assert f"{level.acceptance_length:.2f} tokens" in line
         assert f"{level.draft_ms:.0f} ms" in line and f"{level.verify_ms:.0f} ms" in line
     for value in (s, *s.levels):

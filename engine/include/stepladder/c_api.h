@@ -168,7 +168,8 @@ SL_API sl_status sl_model_get_level(const sl_model* model, int32_t level, sl_lev
 
 /* Checks the request, queues it and returns at once. Any thread. */
 SL_API sl_status sl_stream_begin(sl_model* model, const sl_request* request, sl_stream** out);
-/* Waits for the next chunk. SL_END once the last has been given. One thread at a time. */
+/* Waits for the next chunk. SL_END once the last has been given. One thread at a time. A
+ * struct_size below that of the first header's sl_chunk is refused, and no chunk is taken. */
 SL_API sl_status sl_stream_next(sl_stream* stream, sl_chunk* out);
 /* Ends the stream within one round, or between two prompt blocks. Any thread, also while another
  * waits in sl_stream_next. */

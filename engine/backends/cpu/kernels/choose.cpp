@@ -387,6 +387,16 @@ int choose_token(const Row& r, const RuleParams& rule, int32_t position) {
   return sample(r, tops, most, kept, rule.seed, position);
 }
 
+// Whether no logit of a row is infinite or NaN.
+SL_INLINE bool all_finite(const float* logits, int n) {
+  int32_t most = 0;
+  for (int i = 0; i < n; ++i) {
+    const int32_t bits = __builtin_bit_cast(int32_t, logits[i]) & 0x7fffffff;
+    most = bits > most ? bits : most;
+  }
+  return most < 0x7f800000;
+}
+
 // One node of one tree: finds its row, rule and path. Not inlined, so that the stack it takes is
 // given back after every node.
 [[gnu::noinline]] void choose_node(const ChooseArgs& a, int node, const float* logits) {
@@ -424,7 +434,7 @@ int choose_token(const Row& r, const RuleParams& rule, int32_t position) {
   const int32_t position = a.rows.position[a.rows.node_row[node]] + 1;
   const int token = choose_token(r, rule, position);
   a.out.token[node] = token;
-  a.out.logit[node] = logits[token];
+  a.out.logit[node] = all_finite(logits, r.vocab) ? logits[token] : __builtin_nanf("");
 }
 
 }  // namespace

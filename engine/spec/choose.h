@@ -14,8 +14,8 @@
 //      Transformers and llama.cpp filter in this order; the temperature comes first, as in vLLM.
 //   6. the largest z + gumbel(noise_word(seed, position, token)), the lowest id among equals
 //
-// NaN counts as -infinity; a row without anything above -infinity gives token 0. A raw logit that
-// is not finite, chosen, ends the text: the model's arithmetic overflowed.
+// NaN counts as -infinity; a row without anything above -infinity gives token 0. A row
+// with a raw logit that is not finite ends the text: the model's arithmetic overflowed.
 #pragma once
 
 #include <cstdint>

@@ -28,7 +28,7 @@ from .errors import (
     VocabMismatchError,
 )
 from .output import ending_in_order
-from .terminal import prepare_streams
+from .terminal import end_quietly_if_interrupted, prepare_streams, take_interrupts
 
 FAILED, USAGE, BAD_MODEL, NO_MEMORY, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         level=logging.INFO if args.verbose else logging.WARNING,
     )
     try:
+        take_interrupts()
         # A plain kill, or a terminal that goes, cleans up as Ctrl-C does.
         with ending_in_order():
             code = args.run(args)
@@ -71,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(error, BAD_MODEL)
     except (Error, OSError) as error:
         return _complain(error, FAILED)
+    finally:
+        end_quietly_if_interrupted()
 
 
 def _place(args: argparse.Namespace, left: list[str]) -> None:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
-from types import TracebackType
 
 
 def end_quietly_if_interrupted() -> None:
     """In a process that runs the command, Ctrl-C during the imports ends it with its code and no
-    traceback. Where the package is a library, nothing is touched."""
+    traceback: an exception could turn into another one inside a library that is being imported.
+    Where the package is a library, nothing is touched. `take_interrupts` ends this."""
     called = sys.orig_argv[1:3] == ["-m", "stepladder"]
     if not called and os.path.basename(sys.argv[0] if sys.argv else "") != "stepladder":
         return
-    before = sys.excepthook
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            os._exit(130)
-        before(kind, error, trace)
 
-    sys.excepthook = hook
+def _end(*_: object) -> None:
+    os._exit(130)
+
+
+def take_interrupts() -> None:
+    """Ctrl-C raises KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def prepare_streams() -> None:

@@ -24,8 +24,7 @@ TEST(WorthGuessing, TakesTheCountOfTheBestRate) {
     for (const float row : {0.f, 0.01f, 0.1f, 0.3f})
       for (const float each : {0.f, 0.2f, 0.5f, 0.9f}) {
         float reached = 1;
-        const int got =
-            worth_guessing(20, line(row), each, [&](int) { return reached *= right; });
+        const int got = worth_guessing(20, line(row), each, [&](int) { return reached *= right; });
         for (int n = 0; n <= 20; ++n)
           EXPECT_GE(rate(got, right, line(row), each), rate(n, right, line(row), each) - 1e-5)
               << right << " " << row << " " << each << ": " << got << " against " << n;

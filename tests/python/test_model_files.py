@@ -347,7 +347,7 @@ def test_padded_rows_are_never_chosen(tiny_dir):
 
 
 def test_the_target_may_be_its_own_draft(tiny_dir):
-    with stepladder.load(tiny_dir, draft=tiny_dir, threads=1) as model:
+    with stepladder.load(tiny_dir, draft=stepladder.Draft(tiny_dir, tokens=5), threads=1) as model:
         report = model.verify([[3, 4, 5]], max_tokens=30, ignore_eos=True)
         assert report.equal
         r = model.generate([3, 4, 5], max_tokens=30, ignore_eos=True)

@@ -1,7 +1,11 @@
 // The plain body of every product, in vectors of 8 f32 lanes that the compiler lowers to what the
-// instruction set has. Integer modes run in f32 as well: weights are unsigned there, sums of at
-// most 512 products of 8-bit integers are exact, and the offset times the tokens' sum comes off at
-// the end.
+// instruction set has. Integer modes run in f32 as well: sums of at most 512 products of 8-bit
+// integers are exact.
+//
+// Weights of 4 and 8 bits are taken out of a 32-bit word by a mask alone, so they are stored plus
+// an offset that makes them unsigned, and come out times a power of two. The tokens' values are
+// multiplied by its inverse beforehand, and the offset times the tokens' sum comes off at the end.
+// Both are exact but for values below 2^-100, of which bits, or all, may be lost.
 //
 // One or two tokens take each weight from its code straight into their sums. More tokens share a
 // panel: a few k of a tile are decoded once and multiplied with all of them. Up to a codec's
@@ -65,14 +69,51 @@ SL_INLINE void mac(F8& acc, const F8& w, const F8& x) {
 }
 SL_INLINE void broadcast(F8& out, float x) { out = F8{x, x, x, x, x, x, x, x}; }
 
-/// A block's tokens as f32: all of k where that fits, else the k that are asked for.
+/// The codecs' defaults: a weight's value comes out as it is.
+struct PlainCodec {
+  static constexpr int kOffset = 0;       // what comes out is the weight plus this,
+  static constexpr bool kPlaced = false;  // times 1 / factor(j) for place j of a step
+};
+
+/// Field `at` of the `kBits` wide ones in a word, times 2^(at kBits). The topmost would come out
+/// negative that way and is shifted down instead, times 1.
+template <int kBits>
+SL_INLINE void take_field(F8& out, const I8& word, int at) {
+  constexpr int kTop = 32 - kBits;
+  if (at * kBits == kTop)
+    out = __builtin_convertvector((I8)((U8)word >> kTop), F8);
+  else
+    out = __builtin_convertvector(word & (((1 << kBits) - 1) << (at * kBits)), F8);
+}
+/// What undoes that power of two.
+template <int kBits>
+SL_INLINE constexpr float field_factor(int at) {
+  return at * kBits == 32 - kBits ? 1.0f : 1.0f / static_cast<float>(1u << (at * kBits));
+}
+
+/// A block's tokens as f32 and times the codec's factors: all of k where that fits, else the k
+/// that are asked for.
 struct Tokens {
   int first, count;
   bool whole;
+  int first_group;                    // of those in `offset`
+  float offset[kTokens][kWide / 32];  // what a group's offset adds to the sums of 16-bit tokens
   float x[kTokens][kStride];
 };
-template <Act A>
-SL_INLINE void widen(Tokens& out, const LinearArgs& a, int k0, int count) {
+/// Eight sums side by side, then those in order.
+SL_INLINE float sum_of(const float* x, int count) {
+  F8 sums{}, v;
+  for (int i = 0; i < count; i += 8) {
+    load_from(v, x + i);
+    sums = sums + v;
+  }
+  float out = sums[0];
+  for (int i = 1; i < 8; ++i) out = out + sums[i];
+  return out;
+}
+template <class C, Act A>
+SL_INLINE void widen(Tokens& out, const C& codec, const LinearArgs& a, int k0, int count) {
+  if constexpr (C::kGrouped) out.first_group = k0 / codec.group;
   for (int t = 0; t < out.count; ++t) {
     float* const to = out.x[t];
     if constexpr (A == Act::a8) {
@@ -85,14 +126,26 @@ SL_INLINE void widen(Tokens& out, const LinearArgs& a, int k0, int count) {
         for (int i = 0; i < count; ++i) to[i] = from_bf16(from[i]);
       else
         for (int i = 0; i < count; ++i) to[i] = from_f16(from[i]);
+      if constexpr (C::kOffset && C::kGrouped)
+        for (int i = 0; i < count; i += codec.group)
+          out.offset[t][i / codec.group] = sum_of(to + i, codec.group) * C::kOffset;
+    }
+    if constexpr (C::kPlaced) {
+      F8 factors, v;
+      for (int j = 0; j < 8; ++j) factors[j] = C::factor(j % C::kStep);
+      for (int i = 0; i < count; i += 8) {  // the stride leaves room beyond an odd step
+        load_from(v, to + i);
+        v = v * factors;
+        std::memcpy(to + i, &v, sizeof v);
+      }
     }
   }
 }
-/// k0 .. k0 + count of the first token; the others follow at kStride.
-template <Act A>
-SL_INLINE const float* at(Tokens& tokens, const LinearArgs& a, int k0, int count) {
+/// k0 .. k0 + count of the first token; the others follow at kStride. With groups it is whole ones.
+template <class C, Act A>
+SL_INLINE const float* at(Tokens& tokens, const C& codec, const LinearArgs& a, int k0, int count) {
   if (tokens.whole) return tokens.x[0] + k0;
-  widen<A>(tokens, a, k0, count);
+  widen<C, A>(tokens, codec, a, k0, count);
   return tokens.x[0];
 }
 
@@ -104,12 +157,14 @@ struct Sum {
   I8 whole{};  // of the chunks that are done, without groups
 
   /// Takes what group g of the weights came to, and clears it.
-  [[gnu::always_inline]] void close_group(F8& acc, const F8& scale, const LinearArgs& a, int token,
-                                          int g) {
+  [[gnu::always_inline]] void close_group(F8& acc, const F8& scale, const LinearArgs& a,
+                                          const Tokens& tokens, int t, int g) {
     if constexpr (kInt) {
-      const int64_t at = int64_t{token} * (a.weight.k / a.x8.group) + g;
+      const int64_t at = int64_t{tokens.first + t} * (a.weight.k / a.x8.group) + g;
       const float offset = static_cast<float>(a.x8.sum[at] * C::kOffset);
       total = total + ((acc - offset) * a.x8.scale[at]) * scale;
+    } else if constexpr (C::kOffset) {
+      total = total + (acc - tokens.offset[t][g - tokens.first_group]) * scale;
     } else {
       total = total + acc * scale;
     }
@@ -170,7 +225,7 @@ void direct(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
 
   for (int k0 = 0, g = 0; k0 < k; k0 += kChunk) {
     const int count = k - k0 < kChunk ? k - k0 : kChunk;
-    const float* const x = at<A>(tokens, a, k0, count);
+    const float* const x = at<C, A>(tokens, codec, a, k0, count);
     int piece = count;
     if constexpr (C::kGrouped) piece = codec.group;
     for (int i0 = 0; i0 < count; i0 += piece, ++g) {
@@ -201,7 +256,7 @@ void direct(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
         for (int v = 0; v < kVectors; ++v) {
           F8 scale;
           codec.scale(scale, scales, v);
-          for (int t = 0; t < T; ++t) sum[t][v].close_group(acc[t][v], scale, a, row + t, g);
+          for (int t = 0; t < T; ++t) sum[t][v].close_group(acc[t][v], scale, a, tokens, t, g);
         }
       } else if constexpr (kInt) {
         for (int t = 0; t < T; ++t)
@@ -317,11 +372,14 @@ void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
   int group = k;
   if constexpr (C::kGrouped) group = codec.group;
   const std::byte* scales = nullptr;
+  const float* x = nullptr;
   for (int k0 = 0, in_group = 0, g = 0; k0 < k;) {
-    if constexpr (C::kGrouped)
-      if (in_group == 0) scales = codec.open_group(p, g);
     const int left = group - in_group, count = left < kPanel ? left : kPanel;
-    const float* const x = at<A>(tokens, a, k0, count);
+    if constexpr (C::kGrouped) {
+      if (in_group == 0) scales = codec.open_group(p, g), x = at<C, A>(tokens, codec, a, k0, group);
+    } else {
+      x = at<C, A>(tokens, codec, a, k0, count);
+    }
     const std::byte* const next = p + count / C::kStep * C::kStepBytes;
     if (tokens.count <= C::kCodeBlocks * kMicroCodes) {
       add_tokens<true, C, A>(codec, panel, p, tokens.count, kMicroCodes, x, count, next);
@@ -336,7 +394,7 @@ void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
         }
       add_tokens<false, C, A>(codec, panel, p, tokens.count, kMicro, x, count, next);
     }
-    p = next;
+    p = next, x += count;
     k0 += count, in_group += count;
     if constexpr (C::kGrouped) {
       if (in_group == group) {
@@ -344,7 +402,7 @@ void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
           F8 scale;
           codec.scale(scale, scales, v);
           for (int t = 0; t < tokens.count; ++t)
-            sum[t][v].close_group(panel.acc[t][v], scale, a, row + t, g);
+            sum[t][v].close_group(panel.acc[t][v], scale, a, tokens, t, g);
         }
         in_group = 0, ++g;
       }
@@ -385,7 +443,7 @@ void product(const LinearArgs& a, const C& codec, Lane lane) {
     if (const int first = at / lane.parts * kTokens; first != tokens.first) {
       tokens.first = first, tokens.count = rows - first < kTokens ? rows - first : kTokens;
       tokens.whole = a.weight.k <= kWide;
-      if (tokens.whole) widen<A>(tokens, a, 0, a.weight.k);
+      if (tokens.whole) widen<C, A>(tokens, codec, a, 0, a.weight.k);
     }
     times_tiles<C, A>(a, codec, tokens, share(tiles::count(a.weight.n), part_of(lane, at)));
   }

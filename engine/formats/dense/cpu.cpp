@@ -47,8 +47,8 @@ void run(const LinearArgs& a, Lane lane) {
 
 #else
 
-struct Bf16 : Dense {
-  using Dense::Dense;
+struct Bf16 : Dense, PlainCodec {
+  explicit Bf16(const LinearArgs& a) : Dense(a) {}
   using Raw = U8;
   [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
     load_from(raw, p + v * 32);
@@ -61,8 +61,8 @@ struct Bf16 : Dense {
       w = (F8)(raw & 0xffff0000u);
   }
 };
-struct F16 : Dense {
-  using Dense::Dense;
+struct F16 : Dense, PlainCodec {
+  explicit F16(const LinearArgs& a) : Dense(a) {}
   struct Raw {
     H8 half[2];
   };

@@ -98,8 +98,8 @@ void run(const LinearArgs& a, Lane lane) {
 
 #else
 
-struct Int8 : Int8Rows {
-  using Int8Rows::Int8Rows;
+struct Int8 : Int8Rows, PlainCodec {
+  explicit Int8(const LinearArgs& a) : Int8Rows(a) {}
   using Raw = I8;
   [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
     load_from(raw, p + v * 32);

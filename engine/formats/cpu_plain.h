@@ -5,12 +5,13 @@
 // Weights of 4 and 8 bits are taken out of a 32-bit word by a mask alone, so they are stored plus
 // an offset that makes them unsigned, and come out times a power of two. The tokens' values are
 // multiplied by its inverse beforehand, and the offset times the tokens' sum comes off at the end.
-// Both are exact but for values below 2^-100, of which bits, or all, may be lost.
+// The powers of two change no bit, save of values below 2^-100, whose last bits may be lost; what
+// is not finite stays so.
 //
 // One or two tokens take each weight from its code straight into their sums. More tokens share a
 // panel: a few k of a tile are decoded once and multiplied with all of them. Up to a codec's
 // kCodeBlocks blocks of tokens do without: decoding again costs them less than the panel's stores.
-// Either way an output's sum takes k in order, one step at a time, so its bits do not tell which
+// Either way an output's sum takes the same k in the same order, so its bits do not tell which
 // way it went.
 #pragma once
 
@@ -69,10 +70,13 @@ SL_INLINE void mac(F8& acc, const F8& w, const F8& x) {
 }
 SL_INLINE void broadcast(F8& out, float x) { out = F8{x, x, x, x, x, x, x, x}; }
 
-/// The codecs' defaults: a weight's value comes out as it is.
+/// The codecs' defaults: all k of a step are loaded at once, and value j of it is the weight of k
+/// j.
 struct PlainCodec {
+  static constexpr int kLoads = 1;        // loads of a step, each of which gives as many k
   static constexpr int kOffset = 0;       // what comes out is the weight plus this,
-  static constexpr bool kPlaced = false;  // times 1 / factor(j) for place j of a step
+  static constexpr bool kPlaced = false;  // and if so, that of k kth(j), times 1 / factor(j)
+  static constexpr int kth(int j) { return j; }
 };
 
 /// Field `at` of the `kBits` wide ones in a word, times 2^(at kBits). The topmost would come out
@@ -91,8 +95,8 @@ SL_INLINE constexpr float field_factor(int at) {
   return at * kBits == 32 - kBits ? 1.0f : 1.0f / static_cast<float>(1u << (at * kBits));
 }
 
-/// A block's tokens as f32 and times the codec's factors: all of k where that fits, else the k
-/// that are asked for.
+/// A block's tokens as f32, in the codec's order and times its factors: all of k where that fits,
+/// else the k that are asked for.
 struct Tokens {
   int first, count;
   bool whole;
@@ -130,15 +134,12 @@ SL_INLINE void widen(Tokens& out, const C& codec, const LinearArgs& a, int k0, i
         for (int i = 0; i < count; i += codec.group)
           out.offset[t][i / codec.group] = sum_of(to + i, codec.group) * C::kOffset;
     }
-    if constexpr (C::kPlaced) {
-      F8 factors, v;
-      for (int j = 0; j < 8; ++j) factors[j] = C::factor(j % C::kStep);
-      for (int i = 0; i < count; i += 8) {  // the stride leaves room beyond an odd step
-        load_from(v, to + i);
-        v = v * factors;
-        std::memcpy(to + i, &v, sizeof v);
+    if constexpr (C::kPlaced)
+      for (int i = 0; i < count; i += C::kStep) {
+        float step[C::kStep];
+        std::memcpy(step, to + i, sizeof step);
+        for (int j = 0; j < C::kStep; ++j) to[i + j] = step[C::kth(j)] * C::factor(j);
       }
-    }
   }
 }
 /// k0 .. k0 + count of the first token; the others follow at kStride. With groups it is whole ones.
@@ -215,6 +216,7 @@ struct Sum {
 template <class C, Act A, int T>
 void direct(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
   constexpr bool kInt = A == Act::a8;
+  constexpr int kGives = C::kStep / C::kLoads;
   const int k = a.weight.k, row = tokens.first;
   const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
   const std::byte* p = base + C::kFirst;
@@ -235,20 +237,23 @@ void direct(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
         static_assert(C::kStepBytes == 128);
         __builtin_prefetch(p + kAheadBytes, 0, 2);
         __builtin_prefetch(p + kAheadBytes + 64, 0, 2);
-        typename C::Raw raw[kVectors];
+#pragma GCC unroll 2
+        for (int part = 0; part < C::kLoads; ++part) {
+          typename C::Raw raw[kVectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) codec.load(raw[v], p, v);
+          for (int v = 0; v < kVectors; ++v) codec.load(raw[v], p, v, part);
 #pragma GCC unroll 8
-        for (int j = 0; j < C::kStep; ++j) {
-          F8 xs[T];
+          for (int j = 0; j < kGives; ++j) {
+            F8 xs[T];
 #pragma GCC unroll 2
-          for (int t = 0; t < T; ++t) broadcast(xs[t], x[t * kStride + i + j]);
+            for (int t = 0; t < T; ++t) broadcast(xs[t], x[t * kStride + i + part * kGives + j]);
 #pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) {
-            F8 w;
-            codec.template value<A>(w, raw[v], j);
+            for (int v = 0; v < kVectors; ++v) {
+              F8 w;
+              codec.value(w, raw[v], j);
 #pragma GCC unroll 2
-            for (int t = 0; t < T; ++t) mac(acc[t][v], w, xs[t]);
+              for (int t = 0; t < T; ++t) mac(acc[t][v], w, xs[t]);
+            }
           }
         }
       }
@@ -286,10 +291,10 @@ struct Ahead {
 
 /// Adds `count` k to the sums of T tokens from `token` on; x: of the first of them. The weights
 /// come out of the panel or, where decoding costs next to nothing, from their codes at `p`.
-template <bool kCodes, class C, Act A, int T>
+template <bool kCodes, class C, int T>
 SL_INLINE void add_block(const C& codec, Panel& panel, const std::byte* p, int token,
                          const float* x, int count, Ahead& ahead) {
-  constexpr int kStep = kCodes ? C::kStep : 1;
+  constexpr int kStep = kCodes ? C::kStep : 1, kLoads = kCodes ? C::kLoads : 1;
   for (int half = 0; half < kVectors; half += 2) {
     F8 acc[T][2];
 #pragma GCC unroll 6
@@ -298,23 +303,25 @@ SL_INLINE void add_block(const C& codec, Panel& panel, const std::byte* p, int t
     const std::byte *next = ahead.at, *step = p;
     for (int i = 0; i < count; i += kStep, step += C::kStepBytes, next += kStep * ahead.pace) {
       __builtin_prefetch(next);
-      typename C::Raw raw[2];
-      if constexpr (kCodes) codec.load(raw[0], step, half), codec.load(raw[1], step, half + 1);
+#pragma GCC unroll 2
+      for (int part = 0; part < kLoads; ++part) {
+        typename C::Raw raw[2];
+        if constexpr (kCodes)
+          codec.load(raw[0], step, half, part), codec.load(raw[1], step, half + 1, part);
 #pragma GCC unroll 8
-      for (int j = 0; j < kStep; ++j) {
-        F8 w0, w1;
-        if constexpr (kCodes) {
-          codec.template value<A>(w0, raw[0], j);
-          codec.template value<A>(w1, raw[1], j);
-        } else {
-          w0 = panel.w[i][half], w1 = panel.w[i][half + 1];
-        }
+        for (int j = 0; j < kStep / kLoads; ++j) {
+          F8 w0, w1;
+          if constexpr (kCodes)
+            codec.value(w0, raw[0], j), codec.value(w1, raw[1], j);
+          else
+            w0 = panel.w[i][half], w1 = panel.w[i][half + 1];
 #pragma GCC unroll 6
-        for (int t = 0; t < T; ++t) {
-          F8 xs;
-          broadcast(xs, x[t * kStride + i + j]);
-          mac(acc[t][0], w0, xs);
-          mac(acc[t][1], w1, xs);
+          for (int t = 0; t < T; ++t) {
+            F8 xs;
+            broadcast(xs, x[t * kStride + i + part * (kStep / kLoads) + j]);
+            mac(acc[t][0], w0, xs);
+            mac(acc[t][1], w1, xs);
+          }
         }
       }
     }
@@ -326,7 +333,7 @@ SL_INLINE void add_block(const C& codec, Panel& panel, const std::byte* p, int t
 }
 
 /// The same for all tokens of a block, `most` at a time; x: of the first token.
-template <bool kCodes, class C, Act A>
+template <bool kCodes, class C>
 SL_INLINE void add_tokens(const C& codec, Panel& panel, const std::byte* p, int tokens, int most,
                           const float* x, int count, const std::byte* next) {
   int blocks = (tokens + most - 1) / most;
@@ -336,22 +343,22 @@ SL_INLINE void add_tokens(const C& codec, Panel& panel, const std::byte* p, int 
     n = (tokens - t + blocks - 1) / blocks;
     switch (n) {
       case 1:
-        add_block<kCodes, C, A, 1>(codec, panel, p, t, x, count, ahead);
+        add_block<kCodes, C, 1>(codec, panel, p, t, x, count, ahead);
         break;
       case 2:
-        add_block<kCodes, C, A, 2>(codec, panel, p, t, x, count, ahead);
+        add_block<kCodes, C, 2>(codec, panel, p, t, x, count, ahead);
         break;
       case 3:
-        add_block<kCodes, C, A, 3>(codec, panel, p, t, x, count, ahead);
+        add_block<kCodes, C, 3>(codec, panel, p, t, x, count, ahead);
         break;
       case 4:
-        add_block<kCodes, C, A, 4>(codec, panel, p, t, x, count, ahead);
+        add_block<kCodes, C, 4>(codec, panel, p, t, x, count, ahead);
         break;
       case 5:
-        add_block<kCodes, C, A, 5>(codec, panel, p, t, x, count, ahead);
+        add_block<kCodes, C, 5>(codec, panel, p, t, x, count, ahead);
         break;
       default:
-        add_block<kCodes, C, A, 6>(codec, panel, p, t, x, count, ahead);
+        add_block<kCodes, C, 6>(codec, panel, p, t, x, count, ahead);
         break;
     }
   }
@@ -361,6 +368,7 @@ SL_INLINE void add_tokens(const C& codec, Panel& panel, const std::byte* p, int 
 template <class C, Act A>
 void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
   constexpr bool kInt = A == Act::a8;
+  constexpr int kGives = C::kStep / C::kLoads;
   const int k = a.weight.k, row = tokens.first;
   const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
   const std::byte* p = base + C::kFirst;
@@ -382,17 +390,19 @@ void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
     }
     const std::byte* const next = p + count / C::kStep * C::kStepBytes;
     if (tokens.count <= C::kCodeBlocks * kMicroCodes) {
-      add_tokens<true, C, A>(codec, panel, p, tokens.count, kMicroCodes, x, count, next);
+      add_tokens<true, C>(codec, panel, p, tokens.count, kMicroCodes, x, count, next);
     } else {
       for (int i = 0; i < count; i += C::kStep, p += C::kStepBytes)
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-          typename C::Raw raw;
-          codec.load(raw, p, v);
+        for (int v = 0; v < kVectors; ++v)
+#pragma GCC unroll 2
+          for (int part = 0; part < C::kLoads; ++part) {
+            typename C::Raw raw;
+            codec.load(raw, p, v, part);
 #pragma GCC unroll 8
-          for (int j = 0; j < C::kStep; ++j) codec.template value<A>(panel.w[i + j][v], raw, j);
-        }
-      add_tokens<false, C, A>(codec, panel, p, tokens.count, kMicro, x, count, next);
+            for (int j = 0; j < kGives; ++j) codec.value(panel.w[i + part * kGives + j][v], raw, j);
+          }
+      add_tokens<false, C>(codec, panel, p, tokens.count, kMicro, x, count, next);
     }
     p = next, x += count;
     k0 += count, in_group += count;

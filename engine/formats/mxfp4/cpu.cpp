@@ -63,36 +63,32 @@ void run(const LinearArgs& a, Lane lane) {
 
 struct Codec : Groups, PlainCodec {
   explicit Codec(const LinearArgs& a) : Groups(a) {}
-  /// The place in a word of k j of a step.
-  static constexpr int place(int j) { return j / 2 + j % 2 * 4; }
 #ifdef __AVX2__
   // A table of 16 bytes holds the doubled values, which are whole, plus 12; the tokens are halved.
+  // It is looked up for the low nibbles of all bytes, then for the high ones.
+  static constexpr int kLoads = 2;
   static constexpr int kOffset = 6;
   static constexpr bool kPlaced = true;
-  static constexpr float factor(int j) { return field_factor<8>(place(j) / 2) / 2; }
-  struct Raw {
-    I8 nibble[2];  // those at even and at odd places of a word, as bytes
-  };
-  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+  static constexpr int kth(int j) { return j % 4 / 2 + j % 2 * 4 + j / 4 * 2; }
+  static constexpr float factor(int j) { return field_factor<8>(j % 4) / 2; }
+  using Raw = I8;
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v, int part) const {
     const __m256i table = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
     U8 word;
     load_from(word, p + v * 32);
-    for (int i = 0; i < 2; ++i)
-      raw.nibble[i] = (I8)_mm256_shuffle_epi8(table, (__m256i)((word >> (i * 4)) & 0x0f0f0f0fu));
+    raw = (I8)_mm256_shuffle_epi8(table, (__m256i)((word >> (part * 4)) & 0x0f0f0f0fu));
   }
-  template <Act>
   [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
-    take_field<8>(w, raw.nibble[place(j) % 2], place(j) / 2);
+    take_field<8>(w, raw, j);
   }
 #else
   using Raw = U8;
-  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v, int) const {
     load_from(raw, p + v * 32);
   }
-  template <Act>
   [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
-    const U8 code = raw >> (place(j) * 4), magnitude = code & 7;
+    const U8 code = raw >> (j / 2 * 4 + j % 2 * 16), magnitude = code & 7;
     // 1 is the subnormal .5; from 2 on, exponent and mantissa are shifted to their f32 places.
     const U8 half = (U8)(magnitude == 1), normal = (U8)(magnitude > 1);
     w = (F8)((code & 8) << 28 | (half & 0x3f000000u) |

@@ -80,10 +80,9 @@ struct Codec : Groups, PlainCodec {
   static constexpr int place(int j) { return j / 2 + j % 2 * 4; }
   static constexpr float factor(int j) { return field_factor<4>(place(j)); }
   using Raw = I8;
-  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v, int) const {
     load_from(raw, p + v * 32);
   }
-  template <Act>
   [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
     take_field<4>(w, raw, place(j));
   }

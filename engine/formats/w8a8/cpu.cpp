@@ -43,10 +43,9 @@ struct Codec : Bytes, PlainCodec {
   static constexpr float factor(int j) { return field_factor<8>(j); }
   explicit Codec(const LinearArgs& a) : Bytes(a) {}
   using Raw = I8;
-  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v, int) const {
     load_from(raw, p + v * 32);
   }
-  template <Act>
   [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
     take_field<8>(w, raw, j);
   }

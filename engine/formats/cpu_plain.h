@@ -70,12 +70,11 @@ SL_INLINE void mac(F8& acc, const F8& w, const F8& x) {
 }
 SL_INLINE void broadcast(F8& out, float x) { out = F8{x, x, x, x, x, x, x, x}; }
 
-/// The codecs' defaults: all k of a step are loaded at once, and value j of it is the weight of k
-/// j.
+/// The codecs' defaults: a step is loaded at once, and its value j is the weight of its k j.
 struct PlainCodec {
   static constexpr int kLoads = 1;        // loads of a step, each of which gives as many k
   static constexpr int kOffset = 0;       // what comes out is the weight plus this,
-  static constexpr bool kPlaced = false;  // and if so, that of k kth(j), times 1 / factor(j)
+  static constexpr bool kPlaced = false;  // and if so that of k kth(j), divided by factor(j)
   static constexpr int kth(int j) { return j; }
 };
 

@@ -1,12 +1,17 @@
 // The plain body of every product, in vectors of 8 f32 lanes that the compiler lowers to what the
-// instruction set has. Integer modes run in f32 as well: weights are unsigned there, sums of at
-// most 512 products of 8-bit integers are exact, and the offset times the tokens' sum comes off at
-// the end.
+// instruction set has. Integer modes run in f32 as well: sums of at most 512 products of 8-bit
+// integers are exact.
+//
+// Weights of 4 and 8 bits are taken out of a 32-bit word by a mask alone, so they are stored plus
+// an offset that makes them unsigned, and come out times a power of two. The tokens' values are
+// multiplied by its inverse beforehand, and the offset times the tokens' sum comes off at the end.
+// The powers of two change no bit, save of values below 2^-100, whose last bits may be lost; what
+// is not finite stays so.
 //
 // One or two tokens take each weight from its code straight into their sums. More tokens share a
 // panel: a few k of a tile are decoded once and multiplied with all of them. Up to a codec's
 // kCodeBlocks blocks of tokens do without: decoding again costs them less than the panel's stores.
-// Either way an output's sum takes k in order, one step at a time, so its bits do not tell which
+// Either way an output's sum takes the same k in the same order, so its bits do not tell which
 // way it went.
 #pragma once
 
@@ -65,14 +70,53 @@ SL_INLINE void mac(F8& acc, const F8& w, const F8& x) {
 }
 SL_INLINE void broadcast(F8& out, float x) { out = F8{x, x, x, x, x, x, x, x}; }
 
-/// A block's tokens as f32: all of k where that fits, else the k that are asked for.
+/// The codecs' defaults: a step is loaded at once, and its value j is the weight of its k j.
+struct PlainCodec {
+  static constexpr int kLoads = 1;        // loads of a step, each of which gives as many k
+  static constexpr int kOffset = 0;       // what comes out is the weight plus this,
+  static constexpr bool kPlaced = false;  // and if so that of k kth(j), divided by factor(j)
+  static constexpr int kth(int j) { return j; }
+};
+
+/// Field `at` of the `kBits` wide ones in a word, times 2^(at kBits). The topmost would come out
+/// negative that way and is shifted down instead, times 1.
+template <int kBits>
+SL_INLINE void take_field(F8& out, const I8& word, int at) {
+  constexpr int kTop = 32 - kBits;
+  if (at * kBits == kTop)
+    out = __builtin_convertvector((I8)((U8)word >> kTop), F8);
+  else
+    out = __builtin_convertvector(word & (((1 << kBits) - 1) << (at * kBits)), F8);
+}
+/// What undoes that power of two.
+template <int kBits>
+SL_INLINE constexpr float field_factor(int at) {
+  return at * kBits == 32 - kBits ? 1.0f : 1.0f / static_cast<float>(1u << (at * kBits));
+}
+
+/// A block's tokens as f32, in the codec's order and times its factors: all of k where that fits,
+/// else the k that are asked for.
 struct Tokens {
   int first, count;
   bool whole;
+  int first_group;                    // of those in `offset`
+  float offset[kTokens][kWide / 32];  // what a group's offset adds to the sums of 16-bit tokens
   float x[kTokens][kStride];
 };
-template <Act A>
-SL_INLINE void widen(Tokens& out, const LinearArgs& a, int k0, int count) {
+/// Eight sums side by side, then those in order.
+SL_INLINE float sum_of(const float* x, int count) {
+  F8 sums{}, v;
+  for (int i = 0; i < count; i += 8) {
+    load_from(v, x + i);
+    sums = sums + v;
+  }
+  float out = sums[0];
+  for (int i = 1; i < 8; ++i) out = out + sums[i];
+  return out;
+}
+template <class C, Act A>
+SL_INLINE void widen(Tokens& out, const C& codec, const LinearArgs& a, int k0, int count) {
+  if constexpr (C::kGrouped) out.first_group = k0 / codec.group;
   for (int t = 0; t < out.count; ++t) {
     float* const to = out.x[t];
     if constexpr (A == Act::a8) {
@@ -85,14 +129,23 @@ SL_INLINE void widen(Tokens& out, const LinearArgs& a, int k0, int count) {
         for (int i = 0; i < count; ++i) to[i] = from_bf16(from[i]);
       else
         for (int i = 0; i < count; ++i) to[i] = from_f16(from[i]);
+      if constexpr (C::kOffset && C::kGrouped)
+        for (int i = 0; i < count; i += codec.group)
+          out.offset[t][i / codec.group] = sum_of(to + i, codec.group) * C::kOffset;
     }
+    if constexpr (C::kPlaced)
+      for (int i = 0; i < count; i += C::kStep) {
+        float step[C::kStep];
+        std::memcpy(step, to + i, sizeof step);
+        for (int j = 0; j < C::kStep; ++j) to[i + j] = step[C::kth(j)] * C::factor(j);
+      }
   }
 }
-/// k0 .. k0 + count of the first token; the others follow at kStride.
-template <Act A>
-SL_INLINE const float* at(Tokens& tokens, const LinearArgs& a, int k0, int count) {
+/// k0 .. k0 + count of the first token; the others follow at kStride. With groups it is whole ones.
+template <class C, Act A>
+SL_INLINE const float* at(Tokens& tokens, const C& codec, const LinearArgs& a, int k0, int count) {
   if (tokens.whole) return tokens.x[0] + k0;
-  widen<A>(tokens, a, k0, count);
+  widen<C, A>(tokens, codec, a, k0, count);
   return tokens.x[0];
 }
 
@@ -104,12 +157,14 @@ struct Sum {
   I8 whole{};  // of the chunks that are done, without groups
 
   /// Takes what group g of the weights came to, and clears it.
-  [[gnu::always_inline]] void close_group(F8& acc, const F8& scale, const LinearArgs& a, int token,
-                                          int g) {
+  [[gnu::always_inline]] void close_group(F8& acc, const F8& scale, const LinearArgs& a,
+                                          const Tokens& tokens, int t, int g) {
     if constexpr (kInt) {
-      const int64_t at = int64_t{token} * (a.weight.k / a.x8.group) + g;
+      const int64_t at = int64_t{tokens.first + t} * (a.weight.k / a.x8.group) + g;
       const float offset = static_cast<float>(a.x8.sum[at] * C::kOffset);
       total = total + ((acc - offset) * a.x8.scale[at]) * scale;
+    } else if constexpr (C::kOffset) {
+      total = total + (acc - tokens.offset[t][g - tokens.first_group]) * scale;
     } else {
       total = total + acc * scale;
     }
@@ -160,6 +215,7 @@ struct Sum {
 template <class C, Act A, int T>
 void direct(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
   constexpr bool kInt = A == Act::a8;
+  constexpr int kGives = C::kStep / C::kLoads;
   const int k = a.weight.k, row = tokens.first;
   const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
   const std::byte* p = base + C::kFirst;
@@ -170,7 +226,7 @@ void direct(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
 
   for (int k0 = 0, g = 0; k0 < k; k0 += kChunk) {
     const int count = k - k0 < kChunk ? k - k0 : kChunk;
-    const float* const x = at<A>(tokens, a, k0, count);
+    const float* const x = at<C, A>(tokens, codec, a, k0, count);
     int piece = count;
     if constexpr (C::kGrouped) piece = codec.group;
     for (int i0 = 0; i0 < count; i0 += piece, ++g) {
@@ -180,20 +236,23 @@ void direct(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
         static_assert(C::kStepBytes == 128);
         __builtin_prefetch(p + kAheadBytes, 0, 2);
         __builtin_prefetch(p + kAheadBytes + 64, 0, 2);
-        typename C::Raw raw[kVectors];
+#pragma GCC unroll 2
+        for (int part = 0; part < C::kLoads; ++part) {
+          typename C::Raw raw[kVectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) codec.load(raw[v], p, v);
+          for (int v = 0; v < kVectors; ++v) codec.load(raw[v], p, v, part);
 #pragma GCC unroll 8
-        for (int j = 0; j < C::kStep; ++j) {
-          F8 xs[T];
+          for (int j = 0; j < kGives; ++j) {
+            F8 xs[T];
 #pragma GCC unroll 2
-          for (int t = 0; t < T; ++t) broadcast(xs[t], x[t * kStride + i + j]);
+            for (int t = 0; t < T; ++t) broadcast(xs[t], x[t * kStride + i + part * kGives + j]);
 #pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) {
-            F8 w;
-            codec.template value<A>(w, raw[v], j);
+            for (int v = 0; v < kVectors; ++v) {
+              F8 w;
+              codec.value(w, raw[v], j);
 #pragma GCC unroll 2
-            for (int t = 0; t < T; ++t) mac(acc[t][v], w, xs[t]);
+              for (int t = 0; t < T; ++t) mac(acc[t][v], w, xs[t]);
+            }
           }
         }
       }
@@ -201,7 +260,7 @@ void direct(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
         for (int v = 0; v < kVectors; ++v) {
           F8 scale;
           codec.scale(scale, scales, v);
-          for (int t = 0; t < T; ++t) sum[t][v].close_group(acc[t][v], scale, a, row + t, g);
+          for (int t = 0; t < T; ++t) sum[t][v].close_group(acc[t][v], scale, a, tokens, t, g);
         }
       } else if constexpr (kInt) {
         for (int t = 0; t < T; ++t)
@@ -231,10 +290,10 @@ struct Ahead {
 
 /// Adds `count` k to the sums of T tokens from `token` on; x: of the first of them. The weights
 /// come out of the panel or, where decoding costs next to nothing, from their codes at `p`.
-template <bool kCodes, class C, Act A, int T>
+template <bool kCodes, class C, int T>
 SL_INLINE void add_block(const C& codec, Panel& panel, const std::byte* p, int token,
                          const float* x, int count, Ahead& ahead) {
-  constexpr int kStep = kCodes ? C::kStep : 1;
+  constexpr int kStep = kCodes ? C::kStep : 1, kLoads = kCodes ? C::kLoads : 1;
   for (int half = 0; half < kVectors; half += 2) {
     F8 acc[T][2];
 #pragma GCC unroll 6
@@ -243,23 +302,25 @@ SL_INLINE void add_block(const C& codec, Panel& panel, const std::byte* p, int t
     const std::byte *next = ahead.at, *step = p;
     for (int i = 0; i < count; i += kStep, step += C::kStepBytes, next += kStep * ahead.pace) {
       __builtin_prefetch(next);
-      typename C::Raw raw[2];
-      if constexpr (kCodes) codec.load(raw[0], step, half), codec.load(raw[1], step, half + 1);
+#pragma GCC unroll 2
+      for (int part = 0; part < kLoads; ++part) {
+        typename C::Raw raw[2];
+        if constexpr (kCodes)
+          codec.load(raw[0], step, half, part), codec.load(raw[1], step, half + 1, part);
 #pragma GCC unroll 8
-      for (int j = 0; j < kStep; ++j) {
-        F8 w0, w1;
-        if constexpr (kCodes) {
-          codec.template value<A>(w0, raw[0], j);
-          codec.template value<A>(w1, raw[1], j);
-        } else {
-          w0 = panel.w[i][half], w1 = panel.w[i][half + 1];
-        }
+        for (int j = 0; j < kStep / kLoads; ++j) {
+          F8 w0, w1;
+          if constexpr (kCodes)
+            codec.value(w0, raw[0], j), codec.value(w1, raw[1], j);
+          else
+            w0 = panel.w[i][half], w1 = panel.w[i][half + 1];
 #pragma GCC unroll 6
-        for (int t = 0; t < T; ++t) {
-          F8 xs;
-          broadcast(xs, x[t * kStride + i + j]);
-          mac(acc[t][0], w0, xs);
-          mac(acc[t][1], w1, xs);
+          for (int t = 0; t < T; ++t) {
+            F8 xs;
+            broadcast(xs, x[t * kStride + i + part * (kStep / kLoads) + j]);
+            mac(acc[t][0], w0, xs);
+            mac(acc[t][1], w1, xs);
+          }
         }
       }
     }
@@ -271,7 +332,7 @@ SL_INLINE void add_block(const C& codec, Panel& panel, const std::byte* p, int t
 }
 
 /// The same for all tokens of a block, `most` at a time; x: of the first token.
-template <bool kCodes, class C, Act A>
+template <bool kCodes, class C>
 SL_INLINE void add_tokens(const C& codec, Panel& panel, const std::byte* p, int tokens, int most,
                           const float* x, int count, const std::byte* next) {
   int blocks = (tokens + most - 1) / most;
@@ -281,22 +342,22 @@ SL_INLINE void add_tokens(const C& codec, Panel& panel, const std::byte* p, int 
     n = (tokens - t + blocks - 1) / blocks;
     switch (n) {
       case 1:
-        add_block<kCodes, C, A, 1>(codec, panel, p, t, x, count, ahead);
+        add_block<kCodes, C, 1>(codec, panel, p, t, x, count, ahead);
         break;
       case 2:
-        add_block<kCodes, C, A, 2>(codec, panel, p, t, x, count, ahead);
+        add_block<kCodes, C, 2>(codec, panel, p, t, x, count, ahead);
         break;
       case 3:
-        add_block<kCodes, C, A, 3>(codec, panel, p, t, x, count, ahead);
+        add_block<kCodes, C, 3>(codec, panel, p, t, x, count, ahead);
         break;
       case 4:
-        add_block<kCodes, C, A, 4>(codec, panel, p, t, x, count, ahead);
+        add_block<kCodes, C, 4>(codec, panel, p, t, x, count, ahead);
         break;
       case 5:
-        add_block<kCodes, C, A, 5>(codec, panel, p, t, x, count, ahead);
+        add_block<kCodes, C, 5>(codec, panel, p, t, x, count, ahead);
         break;
       default:
-        add_block<kCodes, C, A, 6>(codec, panel, p, t, x, count, ahead);
+        add_block<kCodes, C, 6>(codec, panel, p, t, x, count, ahead);
         break;
     }
   }
@@ -306,6 +367,7 @@ SL_INLINE void add_tokens(const C& codec, Panel& panel, const std::byte* p, int 
 template <class C, Act A>
 void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
   constexpr bool kInt = A == Act::a8;
+  constexpr int kGives = C::kStep / C::kLoads;
   const int k = a.weight.k, row = tokens.first;
   const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
   const std::byte* p = base + C::kFirst;
@@ -317,26 +379,31 @@ void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
   int group = k;
   if constexpr (C::kGrouped) group = codec.group;
   const std::byte* scales = nullptr;
+  const float* x = nullptr;
   for (int k0 = 0, in_group = 0, g = 0; k0 < k;) {
-    if constexpr (C::kGrouped)
-      if (in_group == 0) scales = codec.open_group(p, g);
     const int left = group - in_group, count = left < kPanel ? left : kPanel;
-    const float* const x = at<A>(tokens, a, k0, count);
+    if constexpr (C::kGrouped) {
+      if (in_group == 0) scales = codec.open_group(p, g), x = at<C, A>(tokens, codec, a, k0, group);
+    } else {
+      x = at<C, A>(tokens, codec, a, k0, count);
+    }
     const std::byte* const next = p + count / C::kStep * C::kStepBytes;
     if (tokens.count <= C::kCodeBlocks * kMicroCodes) {
-      add_tokens<true, C, A>(codec, panel, p, tokens.count, kMicroCodes, x, count, next);
+      add_tokens<true, C>(codec, panel, p, tokens.count, kMicroCodes, x, count, next);
     } else {
       for (int i = 0; i < count; i += C::kStep, p += C::kStepBytes)
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-          typename C::Raw raw;
-          codec.load(raw, p, v);
+        for (int v = 0; v < kVectors; ++v)
+#pragma GCC unroll 2
+          for (int part = 0; part < C::kLoads; ++part) {
+            typename C::Raw raw;
+            codec.load(raw, p, v, part);
 #pragma GCC unroll 8
-          for (int j = 0; j < C::kStep; ++j) codec.template value<A>(panel.w[i + j][v], raw, j);
-        }
-      add_tokens<false, C, A>(codec, panel, p, tokens.count, kMicro, x, count, next);
+            for (int j = 0; j < kGives; ++j) codec.value(panel.w[i + part * kGives + j][v], raw, j);
+          }
+      add_tokens<false, C>(codec, panel, p, tokens.count, kMicro, x, count, next);
     }
-    p = next;
+    p = next, x += count;
     k0 += count, in_group += count;
     if constexpr (C::kGrouped) {
       if (in_group == group) {
@@ -344,7 +411,7 @@ void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
           F8 scale;
           codec.scale(scale, scales, v);
           for (int t = 0; t < tokens.count; ++t)
-            sum[t][v].close_group(panel.acc[t][v], scale, a, row + t, g);
+            sum[t][v].close_group(panel.acc[t][v], scale, a, tokens, t, g);
         }
         in_group = 0, ++g;
       }
@@ -385,7 +452,7 @@ void product(const LinearArgs& a, const C& codec, Lane lane) {
     if (const int first = at / lane.parts * kTokens; first != tokens.first) {
       tokens.first = first, tokens.count = rows - first < kTokens ? rows - first : kTokens;
       tokens.whole = a.weight.k <= kWide;
-      if (tokens.whole) widen<A>(tokens, a, 0, a.weight.k);
+      if (tokens.whole) widen<C, A>(tokens, codec, a, 0, a.weight.k);
     }
     times_tiles<C, A>(a, codec, tokens, share(tiles::count(a.weight.n), part_of(lane, at)));
   }

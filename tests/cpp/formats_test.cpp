@@ -197,7 +197,9 @@ class LinearKernelTest : public ::testing::TestWithParam<Cell> {
   }
   std::vector<std::pair<int, int>> shapes() const {
     std::vector<std::pair<int, int>> out;
-    for (const auto& [n, k] : {std::pair{70, 96}, {33, 576}, {96, 1536}, {17, 128}, {131, 640}})
+    // The last is too long for its tokens to be widened all at once.
+    for (const auto& [n, k] :
+         {std::pair{70, 96}, {33, 576}, {96, 1536}, {17, 128}, {131, 640}, {40, 2176}})
       if (!v_.group || k % v_.group == 0) out.emplace_back(n, k);
     return out;
   }

@@ -47,13 +47,12 @@ void run(const LinearArgs& a, Lane lane) {
 
 #else
 
-struct Bf16 : Dense {
-  using Dense::Dense;
+struct Bf16 : Dense, PlainCodec {
+  explicit Bf16(const LinearArgs& a) : Dense(a) {}
   using Raw = U8;
-  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v, int) const {
     load_from(raw, p + v * 32);
   }
-  template <Act>
   [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
     if (j == 0)
       widen_bf16(w, raw);
@@ -61,15 +60,14 @@ struct Bf16 : Dense {
       w = (F8)(raw & 0xffff0000u);
   }
 };
-struct F16 : Dense {
-  using Dense::Dense;
+struct F16 : Dense, PlainCodec {
+  explicit F16(const LinearArgs& a) : Dense(a) {}
   struct Raw {
     H8 half[2];
   };
-  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v, int) const {
     for (int i = 0; i < 2; ++i) load_from(raw.half[i], p + (v / 2) * 64 + i * 32 + (v % 2) * 16);
   }
-  template <Act>
   [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
     widen_f16(w, raw.half[j]);
   }

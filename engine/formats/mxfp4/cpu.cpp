@@ -61,37 +61,34 @@ void run(const LinearArgs& a, Lane lane) {
 
 #else
 
-struct Codec : Groups {
-  using Groups::Groups;
+struct Codec : Groups, PlainCodec {
+  explicit Codec(const LinearArgs& a) : Groups(a) {}
 #ifdef __AVX2__
-  // A table of 16 bytes holds the doubled values, which are whole; the scale is halved for it.
-  static constexpr float kHalf = .5f;
-  struct Raw {
-    I8 nibble[2];  // those at even and at odd places of a word, as signed bytes
-  };
-  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+  // A table of 16 bytes holds the doubled values, which are whole, plus 12; the tokens are halved.
+  // It is looked up for the low nibbles of all bytes, then for the high ones.
+  static constexpr int kLoads = 2;
+  static constexpr int kOffset = 6;
+  static constexpr bool kPlaced = true;
+  static constexpr int kth(int j) { return j % 4 / 2 + j % 2 * 4 + j / 4 * 2; }
+  static constexpr float factor(int j) { return field_factor<8>(j % 4) / 2; }
+  using Raw = I8;
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v, int part) const {
     const __m256i table = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12));
+        _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
     U8 word;
     load_from(word, p + v * 32);
-    for (int i = 0; i < 2; ++i)
-      raw.nibble[i] = (I8)_mm256_shuffle_epi8(table, (__m256i)((word >> (i * 4)) & 0x0f0f0f0fu));
+    raw = (I8)_mm256_shuffle_epi8(table, (__m256i)((word >> (part * 4)) & 0x0f0f0f0fu));
   }
-  template <Act>
   [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
-    const int at = j / 2 + j % 2 * 4;
-    w = __builtin_convertvector((raw.nibble[at % 2] << (24 - at / 2 * 8)) >> 24, F8);
+    take_field<8>(w, raw, j);
   }
 #else
-  static constexpr float kHalf = 1;
   using Raw = U8;
-  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v, int) const {
     load_from(raw, p + v * 32);
   }
-  template <Act>
   [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
-    const int at = j / 2 + j % 2 * 4;
-    const U8 code = raw >> (at * 4), magnitude = code & 7;
+    const U8 code = raw >> (j / 2 * 4 + j % 2 * 16), magnitude = code & 7;
     // 1 is the subnormal .5; from 2 on, exponent and mantissa are shifted to their f32 places.
     const U8 half = (U8)(magnitude == 1), normal = (U8)(magnitude > 1);
     w = (F8)((code & 8) << 28 | (half & 0x3f000000u) |
@@ -99,16 +96,18 @@ struct Codec : Groups {
   }
 #endif
   [[gnu::always_inline]] void scale(F8& out, const std::byte* scales, int v) const {
+    // 2^-127, of e = 0, is subnormal: the maximum puts it in place.
 #ifdef __AVX2__
-    const U8 wide =
-        (U8)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + v * 8)));
+    const __m256i e =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + v * 8)));
+    out = (F8)_mm256_max_epu32(_mm256_slli_epi32(e, 23), _mm256_set1_epi32(0x00400000));
 #else
     using B8 = uint8_t __attribute__((vector_size(8)));
     B8 e;
     load_from(e, scales + v * 8);
     const U8 wide = __builtin_convertvector(e, U8);
+    out = (F8)((wide << 23) | ((U8)(wide == 0) & 0x00400000u));
 #endif
-    out = (F8)((wide << 23) | ((U8)(wide == 0) & 0x00400000u)) * kHalf;
   }
 };
 

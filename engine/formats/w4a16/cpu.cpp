@@ -72,19 +72,19 @@ void run_a8(const LinearArgs& a, Lane lane) { product_a8<Codec, NibbleTokens>(a,
 
 #else
 
-struct Codec : Groups {
-  using Groups::Groups;
+struct Codec : Groups, PlainCodec {
+  using Groups::kOffset;
+  static constexpr bool kPlaced = true;
+  explicit Codec(const LinearArgs& a) : Groups(a) {}
+  /// The place in a word of k j of a step.
+  static constexpr int place(int j) { return j / 2 + j % 2 * 4; }
+  static constexpr float factor(int j) { return field_factor<4>(place(j)); }
   using Raw = I8;
-  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v, int) const {
     load_from(raw, p + v * 32);
   }
-  template <Act A>
   [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
-    const int at = (j / 2 + j % 2 * 4) * 4;
-    if constexpr (A == Act::a8)
-      w = __builtin_convertvector((raw >> at) & 15, F8);
-    else  // q + 8 with its top bit turned over is q in 4 bits
-      w = __builtin_convertvector(((raw ^ int32_t(0x88888888)) << (28 - at)) >> 28, F8);
+    take_field<4>(w, raw, place(j));
   }
   [[gnu::always_inline]] void scale(F8& out, const std::byte* scales, int v) const {
     if (scale_type == DType::f32) return load_from(out, scales + v * 32);

@@ -98,13 +98,12 @@ void run(const LinearArgs& a, Lane lane) {
 
 #else
 
-struct Int8 : Int8Rows {
-  using Int8Rows::Int8Rows;
+struct Int8 : Int8Rows, PlainCodec {
+  explicit Int8(const LinearArgs& a) : Int8Rows(a) {}
   using Raw = I8;
-  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v, int) const {
     load_from(raw, p + v * 32);
   }
-  template <Act>
   [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
     w = __builtin_convertvector((raw << (24 - j * 8)) >> 24, F8);
   }

@@ -37,15 +37,17 @@ void run(const LinearArgs& a, Lane lane) { product_a8<Codec, ByteTokens>(a, Code
 
 #else
 
-struct Codec : Bytes {
-  using Bytes::Bytes;
+struct Codec : Bytes, PlainCodec {
+  using Bytes::kOffset;
+  static constexpr bool kPlaced = true;
+  static constexpr float factor(int j) { return field_factor<8>(j); }
+  explicit Codec(const LinearArgs& a) : Bytes(a) {}
   using Raw = I8;
-  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v) const {
+  [[gnu::always_inline]] void load(Raw& raw, const std::byte* p, int v, int) const {
     load_from(raw, p + v * 32);
   }
-  template <Act>
   [[gnu::always_inline]] void value(F8& w, const Raw& raw, int j) const {
-    w = __builtin_convertvector((raw >> (j * 8)) & 0xff, F8);
+    take_field<8>(w, raw, j);
   }
   [[gnu::always_inline]] void scale(F8& out, const std::byte* tile, int v) const {
     load_from(out, tile + v * 32);

@@ -174,6 +174,8 @@ Matrix make(const Case& c, const Shape& shape, const Options& o, const Pages& pa
   m.bytes = m.kernel->packed_bytes(m.weight.desc, shape.n, shape.k);
   m.stride = (m.bytes + 63) / 64 * 64;
   m.copies = static_cast<int>(pages.bytes() / m.stride);
+  check(m.copies > 0, Code::invalid_argument, "--megabytes=", o.megabytes, ": ", c.label, "/",
+        shape.name, " alone takes ", (m.stride >> 20) + 1, "; give more, or a --filter");
   m.kernel->pack(m.weight, pages.data());
   for (int i = 1; i < m.copies; ++i)
     std::memcpy(pages.data() + m.stride * i, pages.data(), m.bytes);

@@ -32,7 +32,9 @@ def tiny_model(tiny_dir):
     """The tiny Llama with levels, loaded once."""
     import stepladder
 
-    with stepladder.load(tiny_dir, draft="cast:int8:tokens=4,lookup", max_sequences=3, threads=1) as model:
+    with stepladder.load(
+        tiny_dir, draft="cast:int8:tokens=4,lookup", max_sequences=3, threads=1
+    ) as model:
         yield model
 
 

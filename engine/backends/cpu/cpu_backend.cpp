@@ -121,9 +121,9 @@ void CpuBackend::linear(const LinearArgs& a) {
   const LinearKernelFn kernel = a.kernel ? a.kernel : kernels_.described_linear;
   const int threads = pool_.threads();
   if (threads == 1) return run(pool_, kernel, a, false);
-  const auto pieces = static_cast<int64_t>(a.weight.bytes / kPieceBytes);
-  const int parts = static_cast<int>(
-      std::clamp<int64_t>(pieces, threads, static_cast<int64_t>(threads) * kMostPieces));
+  // As many for each thread: one piece over would keep the others waiting.
+  const auto each = static_cast<int64_t>(a.weight.bytes / (kPieceBytes * threads)) + 1;
+  const int parts = threads * static_cast<int>(std::min<int64_t>(each, kMostPieces));
   next_piece_ = 0;
   pool_.run([&](int part) { kernel(a, Lane{part, parts, nullptr, &next_piece_}); });
 }

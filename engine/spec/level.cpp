@@ -131,8 +131,11 @@ bool Level::read(Batch batch, int rows) {
 bool Level::read_below(Batch batch, int rows) {
   if (!inner_) return true;
   awake_.clear();
-  std::copy_if(batch.begin(), batch.end(), std::back_inserter(awake_),
-               [this](const Sequence* s) { return !planner_.resting(s->slot); });
+  for (Sequence* s : batch) {
+    // Reading has its price: whoever is not going to be asked anyway goes without.
+    if (!planner_.resting(s->slot) && (inner_->ready(*s) || plan(*s, options_.tokens, 1) > 0))
+      awake_.push_back(s);
+  }
   return awake_.empty() || inner_->read(awake_, rows);
 }
 
@@ -194,13 +197,16 @@ void Level::draft(Batch batch, std::span<const Budget> budgets, DraftTrees& out)
   }
 }
 
+int Level::plan(const Sequence& s, int most, int sequences) {
+  if (!options_.plan) return most;
+  return planner_.ask(s.slot, most, guess_cost_, row_cost_.of(sequences), sequences);
+}
+
 Budget Level::budget(const Sequence& s, int limit, int sequences) {
   int most = std::min({trees_.capacity - 1, verifier_->room(s) - 1, kMaxEmitted - 1, limit - 1});
   if (options_.most > 0) most = std::min(most, options_.most);
   if (most < 1) return {};
-  int tokens = std::min(options_.tokens, most);
-  if (options_.plan)
-    tokens = planner_.ask(s.slot, tokens, guess_cost_, row_cost_.of(sequences), sequences);
+  const int tokens = plan(s, std::min(options_.tokens, most), sequences);
   return tokens < 1 ? Budget{} : Budget{tokens, most};
 }
 

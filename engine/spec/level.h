@@ -64,6 +64,8 @@ class Level final : public Drafter {
   /// This level's copies of the sequences that still have room here, in batch order.
   Batch own_batch(Batch);
   bool wants_round(const Own&, size_t above, const Budget&) const;
+  /// Guesses to ask for, `most` at most; 0 lets the drafter rest.
+  int plan(const Sequence&, int most, int sequences);
   Budget budget(const Sequence&, int limit, int sequences);
   bool fill_trees(Batch, std::span<const int> limit, std::span<const char> drafts);
   void share_drafting(Batch, double ms);

@@ -26,8 +26,8 @@ int worth_guessing(int most, const GuessCost& rows, float each, Reached reached)
 }
 
 /// Plans for the sequences of one level whose drafter costs time of its own. A drafter that does
-/// not pay rests, and is asked again after twice as long each time; a drafter at rest need not read
-/// along.
+/// not pay rests and then gets a trial, the next one after twice as long, whichever text it is in;
+/// a drafter at rest need not read along.
 class Planner {
  public:
   explicit Planner(int sequences) : slots_(sequences) {}
@@ -43,9 +43,11 @@ class Planner {
     float reached = 1;
     const int n = worth_guessing(most, rows, each, [&](int) { return reached *= right; });
     if (n > 0) {
-      s.pause = kFirstPause;
+      pause_ = kFirstPause;
     } else {
-      s.rest = s.pause, s.pause *= 2;
+      s.rest = pause_;
+      if (s.tried) pause_ = std::min(2 * pause_, kLongestPause);
+      s.tried = false;
     }
     return n;
   }
@@ -65,7 +67,7 @@ class Planner {
   /// Of a chain of `drafted` >= 1 guesses the first `accepted` were right.
   void learn(int slot, int drafted, int accepted) {
     Slot& s = slots_[slot];
-    s.trial = false;
+    s.trial = false, s.tried = true;
     for (int d = 0; d < std::min(accepted + 1, drafted); ++d) {
       const float right = d < accepted ? 1.f : 0.f;
       s.right = s.right * kMemory + right, s.seen = s.seen * kMemory + 1;
@@ -79,17 +81,18 @@ class Planner {
   }
 
  private:
-  static constexpr int kFirstPause = 32, kTrial = 3;  // rounds; guesses
+  static constexpr int kFirstPause = 32, kLongestPause = 4096, kTrial = 3;  // rounds; guesses
   static constexpr float kPrior = 6, kFirstRight = 0.8f;
   static constexpr float kMemory = 0.95f, kLongMemory = 0.995f;  // a guess
   static constexpr double kPriceMemory = 0.9, kOdd = 3;          // a round
 
   struct Slot {
     float right = kPrior * kFirstRight, seen = kPrior;
-    int rest = 0, pause = kFirstPause;
-    bool trial = false;
+    int rest = 0;
+    bool trial = false, tried = false;  // due; had since it last rested
   };
   std::vector<Slot> slots_;
+  int pause_ = kFirstPause;
   float right_ = kPrior * kFirstRight, seen_ = kPrior;
   double ms_ = 0, guesses_ = 0;
 };

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "stepladder/engine.h"
+#include "support/fixed_draft.h"
 #include "support/safetensors_writer.h"
 #include "support/tiny_model.h"
 
@@ -47,7 +48,7 @@ TEST_P(Allocation, NoneWhileATextStreams) {
   testing::TempDir folder;
   write_tiny_checkpoint({.seed = 7}, folder / "model");
   Options options;
-  options.draft = parse_draft(GetParam());
+  options.draft = fixed_draft(GetParam());
   options.max_sequences = 3, options.threads = 2;
   const auto engine = Engine::load(folder / "model", options);
   const long at_load = by_others;

@@ -121,6 +121,17 @@ INSTANTIATE_TEST_SUITE_P(
                       HierarchyCase{"quantized", "switch:a8,lookup"},
                       HierarchyCase{"quantized", "switch:a8,cast:mxfp4:shared,lookup"}));
 
+TEST(Engine, PlannedDraftLengthsChangeNoText) {
+  for (const char* draft : {"cast:int8", "cast:w8a8,cast:mxfp4,lookup", "cast:mxfp4:shared,$"}) {
+    Options options;
+    options.threads = 1, options.draft = parse_draft(spelled(draft));
+    const auto engine = Engine::load(models().target, options);
+    for (int again = 0; again < 3; ++again)  // the later, the more the levels rest
+      for (size_t i = 0; i < requests().size(); ++i)
+        EXPECT_EQ(say(*engine, requests()[i]), plain(models().target)[i]) << draft << " " << i;
+  }
+}
+
 TEST(Engine, ManyStreamsAtOnceSayWhatEachSaysAlone) {
   Options options;
   options.max_sequences = 4;
@@ -298,7 +309,7 @@ TEST(Engine, LogprobsAreOfTheRawLogitsWithAndWithoutDrafts) {
 TEST(Engine, RunsOnMemoryTheHostCannotRead) {
   for (const char* draft : {"", "cast:mxfp4:shared,lookup", "cast:int8,lookup"}) {
     Options options;
-    options.draft = parse_draft(draft);
+    options.draft = fixed_draft(draft);
     options.max_sequences = 2;
     auto far = std::make_unique<FarBackend>("", 1);
     FarBackend& backend = *far;

@@ -14,6 +14,7 @@
 #include "backends/cpu/cpu_backend.h"
 #include "core/error.h"
 #include "support/far/far_backend.h"
+#include "support/fixed_draft.h"
 #include "support/hierarchy.h"
 #include "support/replay.h"
 #include "support/safetensors_writer.h"
@@ -316,7 +317,7 @@ TEST_P(FarTest, TheWholeEngineRunsOnItAndAllocatesNothingAfterLoad) {
     options.context = 320;
     const auto alone =
         load_engine(directory.str(), options, std::make_unique<CpuBackend>(GetParam(), 1));
-    options.draft = parse_draft(ladder.levels), options.max_sequences = 3;
+    options.draft = fixed_draft(ladder.levels), options.max_sequences = 3;
     auto owned = std::make_unique<FarBackend>(GetParam(), 2);
     FarBackend& far = *owned;
     const auto engine = load_engine(directory.str(), options, std::move(owned));

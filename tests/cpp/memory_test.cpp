@@ -31,7 +31,7 @@ TEST_P(MemoryOf, IsWhatTheLoadSaid) {
   TempDir folder;
   write_tiny_checkpoint({.seed = 7}, folder / "model");
   Options options;
-  options.draft = parse_draft(GetParam().draft), options.threads = 1;
+  options.draft = fixed_draft(GetParam().draft), options.threads = 1;
   options.max_sequences = GetParam().sequences, options.context = GetParam().context;
   const auto resident = [] {
     ::malloc_trim(0);
@@ -71,7 +71,7 @@ TEST(Memory, TheContextARefusalAdvisesFits) {
   const auto backend = open_backend({"cpu", "", 1});
   for (const char* draft : {"", "lookup", "cast:int8,lookup", "cast:mxfp4:shared"}) {
     Options options;
-    options.draft = parse_draft(draft);
+    options.draft = fixed_draft(draft);
     options.max_sequences = 64, options.context = 50000;
     const LoadPlan plan = make_plan(folder / "model", options);
     const MemoryNeed need = memory_need(plan, *backend);

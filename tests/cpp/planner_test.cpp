@@ -104,6 +104,17 @@ TEST(Planner, StartsATextFromWhatTheOthersHaveShown) {
   EXPECT_FALSE(planner.resting(0));
 }
 
+// Many short texts cost no more trials than one long one.
+TEST(Planner, LetsALevelRestAcrossTexts) {
+  Planner planner(1);
+  int asked = 0;
+  for (int text = 0; text < 40; ++text) {
+    planner.forget(0);
+    for (int n : play(planner, 50, 0.05f, 0.5f)) asked += n > 0;
+  }
+  EXPECT_LE(asked, 12);
+}
+
 TEST(Planner, ForgivesAnInterruptedDraft) {
   Planner planner(1);
   play(planner, 100, 0.97f, 0.3f);

@@ -136,7 +136,7 @@ TEST(Unread, CanBeCancelledAndClosed) {
 
 TEST(Unread, GoesOnOnMemoryTheHostCannotRead) {
   Options options;
-  options.draft = parse_draft("cast:int8:shared,lookup");
+  options.draft = fixed_draft("cast:int8:shared,lookup");
   auto far = std::make_unique<FarBackend>("", 1);
   FarBackend& backend = *far;
   const auto engine = load_engine(model(), options, std::move(far));

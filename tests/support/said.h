@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "stepladder/engine.h"
+#include "support/fixed_draft.h"
 
 namespace stepladder {
 
@@ -19,7 +20,7 @@ constexpr int kVocab = 320;  // of the tiny checkpoints
 /// The engine with the levels of `draft`, on one thread unless told otherwise.
 inline std::shared_ptr<Engine> load(const std::string& directory, const std::string& draft,
                                     Options options = {}) {
-  options.draft = parse_draft(draft);
+  options.draft = fixed_draft(draft);
   if (!options.threads) options.threads = 1;
   return Engine::load(directory, options);
 }

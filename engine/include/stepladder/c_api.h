@@ -92,7 +92,7 @@ typedef struct sl_model_info {
 
 typedef struct sl_level_info {
   size_t struct_size;
-  int32_t tokens; /* drafts a round asks of it; 0 for the target */
+  int32_t tokens; /* drafts a round asks of it at most; 0 for the target */
   uint64_t weight_bytes, pass_bytes, cache_bytes;
   char name[256], format[32];
 } sl_level_info;

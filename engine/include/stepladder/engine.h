@@ -124,7 +124,7 @@ struct LevelInfo {
   size_t weight_bytes = 0;  // held for this level alone
   size_t pass_bytes = 0;    // read by one forward pass, cache excluded
   size_t cache_bytes = 0;
-  int tokens = 0;
+  int tokens = 0;  // drafts a round asks of it at most; 0 for the target
 };
 struct Info {
   std::string architecture, backend;

@@ -8,8 +8,8 @@
 
 namespace stepladder {
 
-/// parse_draft() with every draft length fixed: a level that does not pay, as on a tiny model, would
-/// else rest.
+/// parse_draft() with every draft length fixed: a level that does not pay, as on a tiny model,
+/// would else rest.
 inline std::vector<LevelSpec> fixed_draft(const std::string& draft) {
   std::vector<LevelSpec> out = parse_draft(draft);
   for (LevelSpec& level : out) level.tokens = with_defaults(level).tokens;

@@ -151,6 +151,8 @@ void bind_options(nb::module_& m) {
       .def_rw("ngram_min", &LevelSpec::ngram_min);
   m.def("parse_draft", &parse_draft, "text"_a,
         "Levels of a spec such as 'cast:mxfp4:shared:tokens=4,lookup'.");
+  m.def("fixed_draft", &fixed_draft, "levels"_a,
+        "The same levels with every draft length fixed, at its default where none is given.");
   m.def(
       "draft_to_string", [](const std::vector<LevelSpec>& levels) { return to_string(levels); },
       "levels"_a, "The spec that parse_draft reads back.");

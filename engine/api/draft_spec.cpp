@@ -276,6 +276,11 @@ std::vector<LevelSpec> parse_draft(const std::string& text) {
   return out;
 }
 
+std::vector<LevelSpec> fixed_draft(std::vector<LevelSpec> levels) {
+  for (LevelSpec& level : levels) level.tokens = with_defaults(level).tokens;
+  return levels;
+}
+
 std::string to_string(const std::vector<LevelSpec>& levels) {
   std::string out;
   for (const LevelSpec& level : levels) {

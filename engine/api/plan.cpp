@@ -178,6 +178,7 @@ LevelOptions level_options(const LoadPlan& plan, int k) {
   LevelOptions options;
   options.name = level.name, options.tokens = level.drafts;
   options.plan = level.planned;
+  if (!level.planned) options.most = level.drafts;
   options.sequences = plan.sequences, options.tree_capacity = plan.tree_capacity;
   options.context = plan.sources[level.source].context;
   return options;

@@ -35,7 +35,8 @@ class RowCost {
     if (rows > kRows) return;
     double& shape = shape_[rows];
     const double now = ms / pace_;
-    shape = known ? shape + (now - shape) * kShapeShare : now;
+    timed_[rows] = std::min(timed_[rows] + 1, kSettled);
+    shape += (now - shape) / timed_[rows];
   }
 
   /// Milliseconds of a round of `rows` rows; in rounds of one row until a round was timed.
@@ -65,9 +66,10 @@ class RowCost {
   }
 
  private:
-  static constexpr int kRows = 128;  // counts told apart
-  // Of a new time in what is remembered: that all rounds are slower is believed sooner.
-  static constexpr double kPaceShare = 0.15, kShapeShare = 0.05;
+  static constexpr int kRows = 128;    // counts told apart
+  static constexpr int kSettled = 20;  // times that one count averages over
+  // Of a new time in the pace: that all rounds are slower is believed sooner.
+  static constexpr double kPaceShare = 0.15;
   static constexpr double kOdd = 3, kTick = 1e-6;
 
   double assumed(int rows) const { return 1 + assumed_ * (rows - 1.0); }
@@ -76,6 +78,7 @@ class RowCost {
   double pace_ = 1;
   bool seen_ = false;
   std::array<double, kRows + 1> shape_{};  // milliseconds at pace 1; 0 = not seen
+  std::array<int, kRows + 1> timed_{};
 };
 
 }  // namespace stepladder

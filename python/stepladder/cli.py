@@ -142,9 +142,13 @@ def _interruptible(stream: Any) -> Iterator[None]:
 
 
 def _generate(args: argparse.Namespace) -> int:
+    if args.prompt_option is not None and args.prompt is not None:
+        raise InvalidArgumentError("give the prompt as PROMPT or with -p, not both")
     prompt = args.prompt_option if args.prompt_option is not None else args.prompt
     if prompt in (None, "-"):
-        prompt = sys.stdin.read()
+        prompt = sys.stdin.read().removesuffix("\n")
+    if not prompt:
+        raise InvalidArgumentError("prompt: it is empty")
     with _load(args, args.draft) as model:
         if not args.raw and model.text.template is not None:
             system = [{"role": "system", "content": args.system}] if args.system is not None else []
@@ -274,11 +278,14 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _quantize(args: argparse.Namespace) -> int:
+    from .hub import resolve
     from .progress import bar
     from .quantize import quantize
 
     with bar("quantizing") as report:
-        quantize(args.source, args.target, args.format, args.group, args.head, args.force, report)
+        with _opening():
+            source = resolve(args.source)
+        quantize(source, args.target, args.format, args.group, args.head, args.force, report)
     return 0
 
 
@@ -291,6 +298,7 @@ def _count_up(label: str) -> Any:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from .levels import fixed
     from .questions import load_questions
     from .verify import compare
 
@@ -309,7 +317,9 @@ def _verify(args: argparse.Namespace) -> int:
     options.setdefault("max_tokens", 64)
     equal = True
     for draft in args.draft or [None]:
-        with _load(args, draft, args.sequences) as model:
+        with _opening():
+            line = fixed(draft)
+        with _load(args, line, args.sequences) as model:
             prompts = [_as_prompt(model, t) for t in texts]
             name = draft or "no levels"
             report = compare(

@@ -77,6 +77,12 @@ def to_specs(draft: DraftOption) -> list[_core.LevelSpec]:
     return [spec for level in draft for spec in _specs_of(level)]
 
 
+def fixed(draft: DraftOption) -> str | None:
+    """The levels of a `draft` argument with their draft lengths fixed: they draft whether it pays or not."""
+    specs = to_specs(draft)
+    return _core.draft_to_string(_core.fixed_draft(specs)) if specs else None
+
+
 def _specs_of(level: Any) -> list[_core.LevelSpec]:
     if isinstance(level, str) and not os.path.isdir(string("draft", level)):
         return _parsed(level)

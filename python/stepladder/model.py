@@ -202,7 +202,8 @@ class Model:
         chat_template_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> Stream:
-        if self._engine is None:
+        engine = self._engine  # close() may come at any time
+        if engine is None:
             raise InvalidArgumentError("the model is closed")
         stops = checked_stops(stop)
         if stops and self._text is None:
@@ -213,8 +214,8 @@ class Model:
         defaults = model_sampling(self.directory) if own else None
         request = build_request(tokens, self.info.vocab, defaults=defaults, **options)
         if not request.ignore_eos:
-            request.stop_token_ids = [*request.stop_token_ids, *self._end]
-        core = self._engine.submit(request)
+            request.stop_token_ids = list({*request.stop_token_ids, *self._end})
+        core = engine.submit(request)
         detokenizer = self._text.detokenizer() if self._text else None
         stream = Stream(
             core, detokenizer, stops, request.sampling.seed, request.logprobs >= 0, self

@@ -137,9 +137,9 @@ def _remove_leftovers(target: Path) -> None:
     except OSError:
         return
     for directory in left:
-        if ".old-" in directory.name and not target.exists():
+        if ".old-" in directory.name:
             log.warning(
-                "%s: what stood at %s when a run was killed; rename it to have it back",
+                "%s: may be what stood at %s when a run was killed; remove or rename it",
                 directory,
                 target,
             )

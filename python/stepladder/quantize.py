@@ -122,7 +122,7 @@ def quantize(
     format = _format_named("format", format)
     if head is not None:
         head = _format_named("head", head)
-    group = whole("group", group, 0, 4096)
+    group = _checked_group(whole("group", group, 0, 4096), format, head)
     flag("force", force)
     callback("progress", progress)
     target = path("target", target)
@@ -132,6 +132,17 @@ def quantize(
     with _Job(directory, format, group, head) as job, new_directory(target, force) as work:
         job.write(work, progress or (lambda done, total: True))
     return Path(target)
+
+
+def _checked_group(group: int, format: str, head: str | None) -> int:
+    used = {format, head}
+    if group and not used & {"w4a16", "mxfp4"}:
+        raise InvalidArgumentError(
+            f"group: {group}, but {format} has one scale for each output row; leave it out"
+        )
+    if group not in (0, 32) and "mxfp4" in used:
+        raise InvalidArgumentError(f"group: {group}, but mxfp4 has groups of 32; leave it out")
+    return group
 
 
 def _format_named(name: str, value: Any) -> str:

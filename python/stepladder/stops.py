@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .arguments import shown
+from .arguments import shown, string
 from .errors import InvalidArgumentError
 
 MAX_STOPS, MAX_STOP = 64, 4096
@@ -19,7 +19,7 @@ def checked_stops(stop: object) -> list[str]:
         raise InvalidArgumentError(
             f"stop: at most {MAX_STOPS} texts of at most {MAX_STOP} characters"
         )
-    return list(dict.fromkeys(stops))
+    return list(dict.fromkeys(string("stop", s) for s in stops))
 
 
 class StopMatcher:

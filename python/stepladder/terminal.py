@@ -12,7 +12,8 @@ def end_quietly_if_interrupted() -> None:
     """In a process that runs the command, Ctrl-C during the imports ends it with its code and no
     traceback: an exception could turn into another one inside a library that is being imported.
     Where the package is a library, nothing is touched. `take_interrupts` ends this."""
-    called = sys.orig_argv[1:3] == ["-m", "stepladder"]
+    # Options of the interpreter come before its -m.
+    called = any(a == "-m" and b == "stepladder" for a, b in zip(sys.orig_argv, sys.orig_argv[1:]))
     if not called and os.path.basename(sys.argv[0] if sys.argv else "") != "stepladder":
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -65,6 +65,8 @@ class Report:
     first: Difference | None
     plain_hash: str
     hash: str
+    drafted: int = 0
+    accepted: int = 0
 
     @property
     def equal(self) -> bool:
@@ -81,7 +83,8 @@ class Report:
             if self.equal
             else f"{self.different} of {self.prompts} DIFFER; first: {self.first}"
         )
-        return f"{self.prompts} questions, {self.tokens} tokens: {verdict}\nplain  hash={self.plain_hash}\nlevels hash={self.hash}"
+        guesses = f"{self.accepted} of {self.drafted} guesses accepted"
+        return f"{self.prompts} questions, {self.tokens} tokens, {guesses}: {verdict}\nplain  hash={self.plain_hash}\nlevels hash={self.hash}"
 
 
 def first_difference(prompt: int, plain: Result, other: Result) -> Difference | None:
@@ -125,6 +128,7 @@ def compare(
     callback("progress", progress)
     prompts, _ = split_prompts(prompts, "prompts")
     plain_hash, hash, found, tokens = Hash(), Hash(), [], 0
+    drafted = accepted = 0
     for first in range(0, len(prompts), side_by_side):
         batch = list(enumerate(prompts))[first : first + side_by_side]
         plain = [model.stream(p, draft=False, seed=seed + i, **options).result() for i, p in batch]
@@ -134,10 +138,12 @@ def compare(
             plain_hash.add(a.tokens, a.logits)
             hash.add(b.tokens, b.logits)
             tokens += len(a.tokens)
+            drafted += b.stats.levels[0].drafted
+            accepted += b.stats.levels[0].accepted
             if (difference := first_difference(i, a, b)) is not None:
                 found.append(difference)
         if progress:
             progress(first + len(batch), len(prompts))
     return Report(
-        len(prompts), tokens, len(found), found[0] if found else None, str(plain_hash), str(hash)
-    )
+        len(prompts), tokens, len(found), found[0] if found else None, str(plain_hash), str(hash), drafted, accepted
+    )  # fmt: skip

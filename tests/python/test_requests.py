@@ -464,3 +464,25 @@ def test_a_fork_is_told_apart(tiny_dir):
     process = child(script, str(tiny_dir))
     out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "7\n")
+
+
+def test_every_token_may_be_a_stop_token(tiny_model):
+    everything = list(range(tiny_model.info.vocab))
+    assert tiny_model.generate(PROMPT, max_tokens=3, stop_token_ids=everything).tokens == []
+
+
+def test_a_stop_that_no_text_can_hold_is_refused(tiny_model):
+    with pytest.raises(stepladder.InvalidArgumentError, match="stop: a lone surrogate"):
+        tiny_model.generate(PROMPT, max_tokens=3, stop="\udcff")
+
+
+def test_a_model_closed_during_a_call_says_so_or_answers(tiny_dir):
+    class Closer:
+        def __index__(self):
+            model.close()
+            return 5
+
+    with stepladder.load(tiny_dir, threads=1) as model:
+        assert len(model.generate([Closer()], max_tokens=1, ignore_eos=True).tokens) == 1
+        with pytest.raises(stepladder.InvalidArgumentError, match="closed"):
+            model.generate([5], max_tokens=1)

@@ -1,5 +1,6 @@
 """The command where its streams are closed, narrow or interrupted, and where options do not fit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -47,8 +48,9 @@ def test_standard_input_that_is_no_text(tiny_dir):
 
 
 @pytest.mark.parametrize("wait", [0.08, 0.15, 0.3, 0.5])
-def test_ctrl_c_while_the_command_starts(tiny_dir, wait):
-    process = subprocess.Popen([sys.executable, "-m", "stepladder", "chat", str(tiny_dir)], stdin=subprocess.PIPE,
+@pytest.mark.parametrize("options", [[], ["-u"], ["-X", "utf8"]])
+def test_ctrl_c_while_the_command_starts(tiny_dir, wait, options):
+    process = subprocess.Popen([sys.executable, *options, "-m", "stepladder", "chat", str(tiny_dir)], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
     time.sleep(wait)
     process.send_signal(signal.SIGINT)
@@ -72,3 +74,35 @@ def test_ctrl_c_while_the_command_starts(tiny_dir, wait):
 def test_options_that_cannot_be_end_the_program_at_once(tiny_dir, arguments, word):
     code, out, err = shell(f"{RUN} {arguments.format(tiny_dir)} <<< hi")
     assert (code, out) == (2, "") and word in err
+
+
+def test_a_prompt_from_standard_input_is_the_one_of_the_argument(tiny_dir):
+    command = f"{RUN} generate {tiny_dir} --raw --json --max-tokens 6"
+    said = shell(f"{command} 'say it'")
+    piped = shell(f"echo 'say it' | {command}")
+    assert said[0] == piped[0] == 0
+    assert json.loads(said[1])["tokens"] == json.loads(piped[1])["tokens"]
+
+
+@pytest.mark.parametrize(
+    "line, code, word",
+    [
+        ("printf '' | {} generate {} --max-tokens 2", 2, "empty"),
+        ("{} generate {} one -p two", 2, "both"),
+        ("{} quantize /not/there {}x --format w8a16", 3, "/not/there"),
+        ("{} quantize {} /tmp/never --format int8 --group 64", 2, "group"),
+        ("{} quantize {} /tmp/never --format mxfp4 --group 64", 2, "group"),
+    ],
+)
+def test_what_the_command_refuses(tiny_dir, line, code, word):
+    got, out, err = shell(line.format(RUN, tiny_dir))
+    assert (got, out) == (code, "") and word in err
+
+
+def test_verify_drafts_whether_it_pays_or_not(tiny_dir):
+    """The tiny model's copy costs as much as the model, so that planned levels come to rest."""
+    line = f"{RUN} verify {tiny_dir} hello --draft cast:mxfp4 --tokens 60 --ignore-eos --json --threads 1"
+    code, out, _ = shell(line)
+    report = json.loads(out)
+    assert code == 0 and report["equal"] and report["tokens"] == 60
+    assert report["drafted"] > 60 and 0 < report["accepted"] < report["drafted"]

@@ -4,16 +4,14 @@
 #include <string>
 #include <vector>
 
-#include "api/draft_spec.h"
+#include "stepladder/engine.h"
 
 namespace stepladder {
 
 /// parse_draft() with every draft length fixed: a level that does not pay, as on a tiny model,
 /// would else rest.
 inline std::vector<LevelSpec> fixed_draft(const std::string& draft) {
-  std::vector<LevelSpec> out = parse_draft(draft);
-  for (LevelSpec& level : out) level.tokens = with_defaults(level).tokens;
-  return out;
+  return fixed_draft(parse_draft(draft));
 }
 
 }  // namespace stepladder

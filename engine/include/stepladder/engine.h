@@ -36,6 +36,9 @@ struct LevelSpec {
 /// model:DIR or a bare path; options after a colon: shared, own, tokens=N, head=FORMAT, max=N,
 /// min=N. Throws Error(invalid_argument) naming the part it cannot read.
 std::vector<LevelSpec> parse_draft(const std::string& text);
+/// The same levels with every draft length fixed, at its default where none is given: they draft
+/// whether it pays or not.
+std::vector<LevelSpec> fixed_draft(std::vector<LevelSpec>);
 /// The spec that parse_draft reads back.
 std::string to_string(const std::vector<LevelSpec>&);
 

@@ -7,6 +7,8 @@
 // multiplied by its inverse beforehand, and the offset times the tokens' sum comes off at the end.
 // The powers of two change no bit, save of values below 2^-100, whose last bits may be lost; what
 // is not finite stays so.
+// The offset has its price in rounding: errors follow (|weight| + offset) |token|, so that zeros
+// beside a large token do not sum to exactly 0.
 //
 // One or two tokens take each weight from its code straight into their sums. More tokens share a
 // panel: a few k of a tile are decoded once and multiplied with all of them. Up to a codec's

@@ -102,6 +102,7 @@ _LAYOUTS = {
 }  # fmt: skip
 FORMATS = tuple(_LAYOUTS)
 _ALIASES = {"int8": "w8a16"}  # as in casts
+_GROUPED = {"w4a16", "mxfp4"}  # have a scale for each group of weights
 
 
 @suggesting
@@ -136,7 +137,7 @@ def quantize(
 
 def _checked_group(group: int, format: str, head: str | None) -> int:
     used = {format, head}
-    if group and not used & {"w4a16", "mxfp4"}:
+    if group and not used & _GROUPED:
         raise InvalidArgumentError(
             f"group: {group}, but {format} has one scale for each output row; leave it out"
         )
@@ -223,7 +224,7 @@ class _Job:
         return self._format if _LINEAR.fullmatch(stem) else None
 
     def _cast(self, name: str, format: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        group = self._group if format in ("w4a16", "mxfp4") else 0
+        group = self._group if format in _GROUPED else 0
         try:
             return _core.cast(format, rows, group)
         except InvalidArgumentError as error:

@@ -61,3 +61,15 @@ def refused(error: type[Exception], *words: str, seconds: float = 2.0, mebibytes
     assert len(message) < 2000
     assert spent < seconds, f"took {spent:.1f} s"
     assert grown < mebibytes, f"took {grown:.0f} MiB"
+
+
+def run_command(capsys, *arguments):
+    """Exit code, standard output, standard error of a command."""
+    from stepladder.cli import main
+
+    try:
+        code = main([str(a) for a in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    out = capsys.readouterr()
+    return code, out.out, out.err

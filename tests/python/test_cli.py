@@ -12,6 +12,7 @@ import pytest
 import stepladder
 import tiny
 from conftest import ROOT
+from conftest import run_command as run
 from stepladder.cli import main
 
 QUESTIONS = [
@@ -37,16 +38,6 @@ def handlers():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-def run(capsys, *arguments):
-    """Exit code, standard output, standard error."""
-    try:
-        code = main([str(a) for a in arguments])
-    except SystemExit as stop:
-        code = stop.code
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 def test_generate_prints_the_answer_alone(capsys, tiny_dir, tiny_model):

@@ -1,12 +1,13 @@
 """The options of the command: each tells its default, and those of a request reach it."""
 
+import functools
 import json
 import re
 
 import pytest
 import stepladder
 import tiny
-from stepladder.cli import main
+from conftest import run_command
 from stepladder.cli_options import command_parser
 
 COMMANDS = ("generate", "chat", "inspect", "convert", "quantize", "verify", "bench")
@@ -21,15 +22,7 @@ SHORT = ("--raw", "--max-tokens", "8", "--ignore-eos", "--threads", "1")
 def run(capsys):
     """Exit code, standard output, standard error of a command."""
 
-    def call(*arguments):
-        try:
-            code = main([str(a) for a in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
+    return functools.partial(run_command, capsys)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -197,7 +197,7 @@ Times time_rows(const Matrix& m, int rows, ThreadPool& pool, const Options& o, c
   Pages y(size_t(rows) * n * 4);
   int32_t total = rows;
   LinearArgs args{};
-  args.live = {&total, 0, rows};
+  args.live = {&total, nullptr, rows};
   args.y = {y.data(), DType::f32, rows, n};
   args.x = {x.data(), type, rows, k};
   args.x8 = {args.live, args.x, group, q.data(), scale.data(), sum.data()};
@@ -211,7 +211,7 @@ Times time_rows(const Matrix& m, int rows, ThreadPool& pool, const Options& o, c
     for (int i = 0; i < copies; ++i) {
       args.weight.data = pages.data() + m.stride * ((i + sample * copies) % m.copies);
       const double begin = now();
-      pool.run([&](int part) { m.kernel->run(args, Lane{part, pool.threads()}); });
+      pool.run([&](int part) { function_of (*m.kernel->run)(args, Lane{part, pool.threads()}); });
       seconds.push_back(now() - begin);
     }
   return summary(seconds);

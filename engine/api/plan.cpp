@@ -168,7 +168,7 @@ VerifierOptions verifier_options(const LoadPlan& plan, int k, Act act) {
   VerifierOptions options;
   options.level = static_cast<LevelId>(k), options.act = act, options.vocab = plan.vocab;
   options.context = plan.sources[plan.levels[k].source].context;
-  options.tree_capacity = plan.tree_capacity, options.block = kPromptBlock;
+  options.tree_capacity = options.ahead = plan.tree_capacity, options.block = kPromptBlock;
   options.logprobs = k == 0 ? kMaxLogprobs : 0;
   return options;
 }
@@ -220,7 +220,7 @@ MemoryNeed memory_need(const LoadPlan& plan, const Backend& backend) {
            cache.positions);
     }
     const VerifierNeed verifier =
-        verifier_need(c, plan.sequences, verifier_options(plan, k, Act::a16));
+        verifier_need(backend, c, plan.sequences, verifier_options(plan, k, Act::a16));
     const LevelOptions options = level_options(plan, k);
     need.work += verifier.backend + verifier.host + Level::bytes(options);
     grow(sizeof(Token), options.context);

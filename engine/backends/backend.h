@@ -6,11 +6,13 @@
 // backend memory (Live, Rows, Plan), so that a recorded round replays at any lengths.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "core/format.h"
@@ -20,22 +22,33 @@ namespace stepladder {
 
 // ---- what a pass works on ------------------------------------------------------------------
 
-/// A block of rows whose live count only the backend knows: clamp(*total - first, 0, capacity).
+/// A block of a round's rows (or of its nodes), of which only the backend knows where it begins and
+/// how many are live: clamp(*total - *first, 0, capacity). Row i of the block is row *first + i of
+/// the round. The round's tables and the residual are indexed by the row of the round, what a pass
+/// computes on its way by the row of the block.
 struct Live {
   const int32_t* total = nullptr;
-  int first = 0, capacity = 0;
+  const int32_t* first = nullptr;  // null = 0
+  int capacity = 0;
 };
 
 constexpr int kAttentionStep = 32;  // keys an attention step takes; steps are aligned to position
 constexpr int kMaxEmitted = 31;     // tokens a round can emit: 30 drafts deep and the bonus
 
+/// Rows of hidden state that each entry of a cache carries for a drafter that reads them.
+struct FeatureSpec {
+  int count = 0, width = 0;       // rows an entry, at most 3; values of a row
+  std::array<int, 3> layer = {};  // row i: the residual that enters this layer; behind the last
+                                  // one, the residual after the final norm
+};
 /// Key/value memory of all sequences of one cache. A sequence has a region of `positions` entries,
 /// entry p belonging to position p, and `scratch` slots for the nodes of the tree in flight.
 struct KVSpec {
   int layers = 0, kv_heads = 0, head_dim = 0;
   int positions = 0;  // a multiple of kAttentionStep
   int scratch = 0, sequences = 0;
-  DType dtype = DType::bf16;
+  DType dtype = DType::bf16;  // of keys, values and features
+  FeatureSpec features;
 };
 struct KVView {
   KVSpec spec;
@@ -44,10 +57,10 @@ struct KVView {
 
 /// The rows of one pass, in passing order. Catch-up rows (the sequence's tokens its cache lacks)
 /// go to the region at their position; a tree node x goes to scratch slot x and sees the region
-/// below `committed`, then its own path. All arrays have `capacity` elements.
+/// below `committed`, then its own path. Arrays have `capacity` elements unless said otherwise.
 struct Rows {
-  int capacity = 0, depth = 0;  // depth: longest path a row may have
-  int32_t* count = nullptr;     // [1] live rows
+  int capacity = 0, depth = 0, sequences = 0;  // depth: longest path a row may have
+  int32_t* count = nullptr;                    // [1] live rows
   int32_t* token = nullptr;
   int32_t* position = nullptr;
   int32_t* slot = nullptr;        // the sequence's place in the cache
@@ -58,6 +71,10 @@ struct Rows {
   int32_t* node_row = nullptr;    // [capacity] the row of the j-th node
   int32_t* node_sequence = nullptr;  // [capacity] index of its sequence in the plan
   int32_t* node_index = nullptr;     // [capacity] its number in its tree
+  int32_t* sequence_row = nullptr;   // [sequences + 1] where the rows of a sequence begin
+  int32_t* sequence_node = nullptr;  // [sequences + 1] where its nodes begin
+  int32_t* block_row = nullptr;      // [1] first row of the block in hand; expand() sets it to 0
+  int32_t* block_node = nullptr;     // [1] first node of the block in hand, likewise
 };
 
 /// Draft trees, one per sequence of the batch: parents before children, node 0 the root.
@@ -77,7 +94,7 @@ struct PlanEntry {
   int32_t first_missing = 0;    // index of their tokens in Plan::tokens
   int32_t tentative = 0;        // tokens the level itself guessed so far, for the penalties
   int32_t first_tentative = 0;  // index of them in Plan::tokens
-  int32_t pad = 0;
+  int32_t wanted = 0;           // tokens that a chain of rounds shall emit in all
 };
 struct Plan {
   int capacity = 0;
@@ -130,84 +147,77 @@ struct ExpandArgs {
 };
 struct EmbedArgs {
   Live live;
-  const int32_t* token;
-  Tensor table;  // [vocab, width] 16-bit
-  Tensor out;    // [capacity, width] f32
+  const int32_t* token;  // by row of the round
+  Tensor table;          // [vocab, width] 16-bit
+  Tensor out;            // [rows of the round, width] f32
 };
-/// A row whose squares overflow comes out as NaN.
-struct RmsNormArgs {
-  Live live;
-  Tensor x;             // [*, width] f32
-  const int32_t* pick;  // row of x for each live row; null = the row itself
-  const float* weight;  // [width]
-  float eps;
-  Tensor out;  // [capacity, width] 16-bit
+/// What a projection multiplies: 16-bit rows as they are, or rows of f32 through an RMS norm, in
+/// which a row whose squares overflow comes out as NaN.
+struct ProjectInput {
+  Tensor x;                       // [capacity, k] 16-bit; with a norm [rows of the round, k] f32
+  DType type = DType::bf16;       // 16-bit type that is multiplied; that of x without a norm
+  const float* norm = nullptr;    // [k] gains, or null
+  float eps = 0;                  // of the norm
+  const int32_t* pick = nullptr;  // with a norm: the row of x for a row of the round; null = itself
 };
-/// int8 activations: q = round(x / scale) with scale = amax / 127 over each group of k, ties to
-/// even; a group of zeros has scale 0, one with a NaN has scale NaN. `sum` holds the sum of q over
-/// each group.
-struct QuantizeArgs {
-  Live live;
-  Tensor x;      // [capacity, k] 16-bit
-  int group;     // k per scale; k itself when per token
-  int8_t* q;     // [capacity, k]
-  float* scale;  // [capacity, k / group]
-  int32_t* sum;  // [capacity, k / group]
+/// A format's fast kernel; each backend derives one with a signature of its own. A kernel's result
+/// must not depend on the number of rows or on how its work is shared out.
+struct FastKernel {};
+/// A weight as one activation mode runs it.
+struct ProjectWeight {
+  PackedWeight packed;
+  Act act = Act::a16;
+  const FastKernel* kernel = nullptr;  // null: the generic path over the described format
 };
-struct LinearArgs;
-/// Where in the backend a kernel runs: on a CPU, which share of the outputs; on CUDA, the stream.
-/// With a counter, a lane takes whichever part is next until none is left, so that a thread that is
-/// held up holds nobody up.
-struct Lane {
-  int part = 0, parts = 1;
-  void* stream = nullptr;
-  int32_t* next = nullptr;
+
+// What becomes of y = x W^T + bias.
+/// It is stored.
+struct Store {
+  Tensor y;  // [capacity, n] f32
 };
-/// A format's fast kernel. Its result must not depend on the number of rows or on the lane.
-using LinearKernelFn = void (*)(const LinearArgs&, Lane);
-/// y = x W^T (+ bias), or y += when `accumulate`.
-struct LinearArgs {
-  Live live;
-  Tensor y;         // [capacity, n] f32
-  Tensor x;         // [capacity, k] 16-bit
-  QuantizeArgs x8;  // the quantized x when act is a8
-  Act act;
-  PackedWeight weight;
-  bool accumulate;
-  LinearKernelFn kernel;  // null: the generic path over the described format
+/// It is added to the residual.
+struct AddTo {
+  Tensor residual;  // [rows of the round, n] f32
 };
-/// Splits qkv, normalizes q and k per head where asked, rotates them, and stores k and v.
-struct RopeAppendArgs {
-  Live live;
-  Rows rows;            // already offset to the block
-  Tensor qkv;           // [capacity, (heads + 2 kv_heads) * head_dim] f32
-  const float* q_norm;  // [head_dim] or null
-  const float* k_norm;
-  float eps;
-  const float* rope;  // [positions, head_dim / 2, 2] cos, sin; halves are rotated
-  int heads;
+/// It is a row of qkv: split, q and k normalized per head where asked, rotated, k and v stored.
+struct RopeAppend {
+  Rows rows;
+  const float* q_norm = nullptr;  // [head_dim] or null
+  const float* k_norm = nullptr;
+  float eps = 0;
+  const float* rope = nullptr;  // [positions, head_dim / 2, 2] cos, sin; halves are rotated
+  int heads = 0;
   KVView kv;
-  int layer;
+  int layer = 0;
   Tensor q;  // [capacity, heads * head_dim] 16-bit
+};
+/// It is gate and up, gate first: silu(gate) * up.
+struct Gate {
+  Tensor out;  // [capacity, n / 2] 16-bit
+};
+
+/// One projection of a layer, with what comes before and after it: norm, activation quantization,
+/// product, bias, and the result's way. What of this runs as one kernel is the backend's affair.
+struct ProjectArgs {
+  Live live;
+  ProjectInput input;
+  ProjectWeight weight;
+  std::variant<Store, AddTo, RopeAppend, Gate> result;
+  void* workspace = nullptr;  // at least workspace_bytes()
 };
 /// Softmax attention by logical position: steps of kAttentionStep keys aligned to position; from
 /// the last boundary below `committed` on, keys are gathered along the row's own path.
 struct AttentionArgs {
   Live live;
-  Rows rows;  // already offset to the block
-  Tensor q;   // [capacity, heads * head_dim] 16-bit
+  Rows rows;
+  Tensor q;  // [capacity, heads * head_dim] 16-bit
   KVView kv;
   int layer, heads;
   float scale;
-  Tensor out;  // [capacity, heads * head_dim] 16-bit
+  Tensor out;                 // [capacity, heads * head_dim] 16-bit
+  void* workspace = nullptr;  // at least workspace_bytes()
 };
-/// silu(gate) * up, gate first.
-struct GatedActArgs {
-  Live live;
-  Tensor gate_up;  // [capacity, 2 * width] f32
-  Tensor out;      // [capacity, width] 16-bit
-};
-/// The one choice rule at each live node. `live` counts nodes; logits row j is node live.first + j.
+/// The one choice rule at each live node. `live` counts nodes; logits row j is node *first + j.
 struct ChooseArgs {
   Live live;
   Tensor logits;  // [capacity, head rows] f32
@@ -217,15 +227,16 @@ struct ChooseArgs {
   RuleView rules;
   ChoiceView out;  // indexed by node, over all sequences
 };
-/// log-softmax of the raw logits: of the choice itself and of the `top` likeliest tokens.
+/// log-softmax of the raw logits: of the choice itself and of the *asked likeliest tokens.
 struct LogprobArgs {
   Live live;
   Tensor logits;
   ChoiceView choices;
-  int vocab, top;
-  float* chosen;       // [nodes] indexed as choices
-  int32_t* top_token;  // [nodes, top]
-  float* top_logprob;  // [nodes, top]
+  int vocab, most;       // most: likeliest tokens there is room for
+  const int32_t* asked;  // [1] how many are wanted; negative = nothing is
+  float* chosen;         // [nodes] indexed as choices
+  int32_t* top_token;    // [nodes, most]
+  float* top_logprob;    // [nodes, most]
 };
 /// Walks each tree while the choice at a node is one of its children (the first of them).
 struct AcceptArgs {
@@ -238,6 +249,35 @@ struct AcceptArgs {
   RoundResult* result;  // [plan.capacity]
   int32_t* path;        // [plan.capacity, kMaxEmitted] accepted nodes, the root first
   int32_t* path_node;   // [plan.capacity, kMaxEmitted] the same as index over all nodes
+};
+/// The rows' hidden state, to where their entries are: rounded as it is, or through the final norm.
+struct FeatureArgs {
+  Live live;
+  Rows rows;
+  Tensor x;           // [rows of the round, width] f32
+  const float* norm;  // [width] gains, or null
+  float eps;
+  KVView kv;
+  int index;  // which of the features
+};
+/// Moves the block in hand on: *at += by.
+struct AdvanceArgs {
+  int32_t* at;
+  int by;
+};
+/// Behind a round of roots, makes the next one of a chain: what the sequence emitted goes to `out`
+/// and becomes its root, as long as it has emitted fewer tokens than it wants and the context has
+/// room; else it has no rows any more.
+struct FollowArgs {
+  const int32_t* count;  // [1] sequences
+  int capacity;          // sequences at most
+  PlanEntry* entries;    // [capacity]
+  int32_t* tokens;       // of the plan; behind a sequence's tentative ones there is room for more
+  TreeView trees;
+  const RoundResult* result;  // [capacity] of the round
+  RoundResult* out;           // [capacity] of the chain
+  int context;                // positions a sequence may fill
+  bool first;                 // whether the chain began with this round
 };
 /// Copies each accepted path from scratch to the region: the root to root_position and so on.
 struct KeepArgs {
@@ -280,22 +320,33 @@ class Backend {
   /// Queues a copy to the host; `host_to` is valid after wait().
   virtual void read(void* host_to, const void* from, size_t bytes) = 0;
   virtual void wait() = 0;
-  /// Runs `body`, whose operators are remembered instead of run.
+  /// Runs `body`, whose operators are remembered instead of run; or keeps it and runs it at every
+  /// replay, so that it must hold what it works with by value.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& body) = 0;
+
+  /// Numbers of rows that are worth a recording of their own, rising; the last is the block that
+  /// wide rounds and prompts are cut into.
+  virtual std::vector<int> row_buckets() const = 0;
 
   virtual size_t kv_bytes(const KVSpec&) const = 0;
   /// Queues a read of entries [first, first + count) of one sequence's region as
   /// [layers, 2 (k, v), count, kv_heads, head_dim] 16-bit values; for tests and tools.
   virtual void read_entries(uint16_t* host_to, const KVView&, int slot, int first, int count) = 0;
+  /// The same of their features: [count, features.count, features.width] 16-bit values.
+  virtual void read_features(uint16_t* host_to, const KVView&, int slot, int first, int count) = 0;
+
+  /// Bytes an operator with arguments of these shapes wants for its work beside its outputs; asked
+  /// at load, when pointers are not yet set.
+  virtual size_t workspace_bytes(const ProjectArgs&) const { return 0; }
+  virtual size_t workspace_bytes(const AttentionArgs&) const { return 0; }
 
   virtual void expand(const ExpandArgs&) = 0;
   virtual void embed(const EmbedArgs&) = 0;
-  virtual void rms_norm(const RmsNormArgs&) = 0;
-  virtual void quantize(const QuantizeArgs&) = 0;
-  virtual void linear(const LinearArgs&) = 0;
-  virtual void rope_append(const RopeAppendArgs&) = 0;
+  virtual void project(const ProjectArgs&) = 0;
   virtual void attention(const AttentionArgs&) = 0;
-  virtual void gated_act(const GatedActArgs&) = 0;
+  virtual void feature(const FeatureArgs&) = 0;
+  virtual void advance(const AdvanceArgs&) = 0;
+  virtual void follow(const FollowArgs&) = 0;
   virtual void choose(const ChooseArgs&) = 0;
   virtual void logprobs(const LogprobArgs&) = 0;
   virtual void accept(const AcceptArgs&) = 0;

@@ -20,7 +20,7 @@ struct LinearKernel {
   bool (*supports)(const FormatDesc&, int n, int k);  // never asks how many rows
   size_t (*packed_bytes)(const FormatDesc&, int n, int k);
   void (*pack)(const CanonicalWeight&, std::byte* out);  // host bytes, then uploaded
-  LinearKernelFn run;
+  const FastKernel* run;
 };
 
 }  // namespace stepladder

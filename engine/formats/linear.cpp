@@ -70,27 +70,10 @@ void Linear::upload(Backend& backend, const CanonicalWeight& weight, std::byte* 
   }
 }
 
-void Linear::operator()(Backend& backend, Live live, Tensor y, Tensor x, Act act, Arena& arena,
-                        bool accumulate) const {
+ProjectWeight Linear::in(Act act) const {
   const Mode& m = mode(act);
   const Copy& copy = copies_[m.copy];
-  Arena::Scope scope(arena);
-  LinearArgs args{};
-  args.live = live, args.y = y, args.x = x, args.act = act, args.accumulate = accumulate;
-  args.weight = {desc_, n_, k_, copy.data, copy.bytes, bias_};
-  args.kernel = m.kernel ? m.kernel->run : nullptr;
-  if (act == Act::a8) {
-    const int group = desc_.group ? desc_.group : k_;
-    const size_t rows = static_cast<size_t>(live.capacity), groups = rows * (k_ / group);
-    args.x8 = {live,
-               x,
-               group,
-               arena.take_array<int8_t>(rows * k_),
-               arena.take_array<float>(groups),
-               arena.take_array<int32_t>(groups)};
-    backend.quantize(args.x8);
-  }
-  backend.linear(args);
+  return {{desc_, n_, k_, copy.data, copy.bytes, bias_}, act, m.kernel ? m.kernel->run : nullptr};
 }
 
 size_t Linear::pass_bytes(Act act) const {

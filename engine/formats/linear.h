@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "backends/backend.h"
-#include "core/arena.h"
 #include "core/format.h"
 #include "formats/kernel.h"
 #include "io/checkpoint.h"
@@ -69,8 +68,8 @@ class Linear {
   size_t bytes() const;
   /// Packs and uploads to `memory`, which must stay alive.
   void upload(Backend&, const CanonicalWeight&, std::byte* memory);
-  /// Queues the product of the live rows; scratch for a8 comes from the arena.
-  void operator()(Backend&, Live, Tensor y, Tensor x, Act, Arena&, bool accumulate = false) const;
+  /// The weight as `act` runs it, for Backend::project.
+  ProjectWeight in(Act act) const;
   int n() const { return n_; }
   int k() const { return k_; }
   const FormatDesc& desc() const { return desc_; }

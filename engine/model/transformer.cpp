@@ -1,77 +1,154 @@
 #include "model/transformer.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 namespace stepladder {
 namespace {
 
-/// Activations of one block, in the order a layer uses them.
-struct Activations {
-  Tensor normed;    // [rows, width] 16-bit
-  Tensor qkv;       // [rows, (heads + 2 kv_heads) * head_dim] f32
-  Tensor q;         // [rows, heads * head_dim] 16-bit
-  Tensor attended;  // [rows, heads * head_dim] 16-bit
-  Tensor gate_up;   // [rows, 2 * ffn] f32
-  Tensor gated;     // [rows, ffn] 16-bit
+/// The projections of a layer and the head over blocks of `rows` rows, as far as their shapes tell.
+struct Projections {
+  ProjectArgs qkv, o, gate_up, down, head;
+  Tensor q, attended, gated;
 
-  Activations(const ModelConfig& c, int rows, Arena& arena) {
-    normed = arena.take_tensor(c.dtype, rows, c.width);
-    qkv = arena.take_tensor(DType::f32, rows, (c.heads + 2 * c.kv_heads) * c.head_dim);
-    q = arena.take_tensor(c.dtype, rows, c.heads * c.head_dim);
-    attended = arena.take_tensor(c.dtype, rows, c.heads * c.head_dim);
-    gate_up = arena.take_tensor(DType::f32, rows, 2 * c.ffn);
-    gated = arena.take_tensor(c.dtype, rows, c.ffn);
+  Projections(const ModelConfig& c, int rows) {
+    const int heads = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+    q = attended = {nullptr, c.dtype, rows, heads};
+    gated = {nullptr, c.dtype, rows, c.ffn};
+    static const float some_norm = 0;
+    const auto shape = [&](int n, int k, bool normed, auto result) {
+      ProjectArgs a{.live = {.capacity = rows}, .result = result};
+      a.input.type = c.dtype, a.input.norm = normed ? &some_norm : nullptr;
+      a.weight.packed.n = n, a.weight.packed.k = k;
+      return a;
+    };
+    qkv = shape(heads + 2 * kv, c.width, true, RopeAppend{.heads = c.heads, .q = q});
+    o = shape(c.width, heads, false, AddTo{});
+    gate_up = shape(2 * c.ffn, c.width, true, Gate{.out = gated});
+    down = shape(c.width, c.ffn, false, AddTo{});
+    head = shape(c.vocab, c.width, true, Store{});
   }
 };
 
+void take(PassMemory& m, const Projections& p, size_t workspace, Arena& arena) {
+  const auto tensor = [&](const Tensor& t) { return arena.take_tensor(t.dtype, t.rows, t.cols); };
+  m.q = tensor(p.q), m.attended = tensor(p.attended), m.gated = tensor(p.gated);
+  m.workspace = arena.take(workspace);
+}
+
+size_t attention_bytes(const Backend& backend, const ModelConfig& c, const Projections& p) {
+  AttentionArgs a{.live = p.o.live, .q = p.q, .heads = c.heads, .out = p.attended};
+  a.kv.spec.kv_heads = c.kv_heads, a.kv.spec.head_dim = c.head_dim, a.kv.spec.dtype = c.dtype;
+  return backend.workspace_bytes(a);
+}
+
+/// Keeps what enters layer `layer`, where the entries of the cache carry it; behind the last layer,
+/// what the final norm makes of it.
+void keep_features(Backend& backend, const Model& model, const Pass& pass, int layer) {
+  const FeatureSpec& features = pass.kv.spec.features;
+  for (int i = 0; i < features.count; ++i)
+    if (features.layer[i] == layer)
+      backend.feature({.live = pass.live,
+                       .rows = pass.rows,
+                       .x = pass.residual,
+                       .norm = layer == model.config().layers ? model.final_norm() : nullptr,
+                       .eps = static_cast<float>(model.config().eps),
+                       .kv = pass.kv,
+                       .index = i});
+}
+
 }  // namespace
 
-void run_layers(Backend& backend, const Model& model, const Pass& pass, Tensor residual,
-                Arena& arena) {
+PassMemory::PassMemory(const Backend& backend, const Model& model, Act act, int rows,
+                       Arena& arena) {
+  Projections p(model.config(), rows);
+  size_t most = attention_bytes(backend, model.config(), p);
+  const auto with = [&](ProjectArgs& a, const Linear& linear) {
+    a.weight = linear.in(act_of(linear, act));
+    most = std::max(most, backend.workspace_bytes(a));
+  };
+  for (const Layer& layer : model.layers())
+    with(p.qkv, layer.qkv), with(p.o, layer.o), with(p.gate_up, layer.gate_up),
+        with(p.down, layer.down);
+  with(p.head, model.head());
+  take(*this, p, most, arena);
+}
+
+PassMemory::PassMemory(const Backend& backend, const ModelConfig& config, int rows, Arena& arena) {
+  Projections p(config, rows);
+  size_t most = attention_bytes(backend, config, p);
+  for (ProjectArgs* a : {&p.qkv, &p.o, &p.gate_up, &p.down, &p.head}) {
+    // Of the activations there are, int8 ones with many scales take most beside the input.
+    a->weight.act = Act::a8, a->weight.packed.desc.group = 32;
+    most = std::max(most, backend.workspace_bytes(*a));
+  }
+  take(*this, p, most, arena);
+}
+
+void embed_rows(Backend& backend, const Model& model, const Pass& pass) {
+  backend.embed({.live = pass.live,
+                 .token = pass.rows.token,
+                 .table = model.embedding(),
+                 .out = pass.residual});
+}
+
+void run_layers(Backend& backend, const Model& model, const Pass& pass, const PassMemory& memory) {
   const ModelConfig& c = model.config();
   const Live live = pass.live;
   const float eps = static_cast<float>(c.eps);
-  const float scale = static_cast<float>(1.0 / std::sqrt(double(c.head_dim)));
-  Arena::Scope scope(arena);
-  Activations a(c, live.capacity, arena);
-  const auto apply = [&](const Linear& linear, Tensor y, Tensor x, bool accumulate) {
-    linear(backend, live, y, x, act_of(linear, pass.act), arena, accumulate);
+  const auto rows_of = [&](Tensor t) { return t.slice(0, live.capacity); };
+  const Tensor q = rows_of(memory.q), attended = rows_of(memory.attended),
+               gated = rows_of(memory.gated);
+  const auto normed = [&](const float* norm) {
+    return ProjectInput{.x = pass.residual, .type = c.dtype, .norm = norm, .eps = eps};
+  };
+  const auto project = [&](const ProjectInput& input, const Linear& weight, auto result) {
+    backend.project(
+        {live, input, weight.in(act_of(weight, pass.act)), std::move(result), memory.workspace});
   };
 
-  backend.embed({live, pass.rows.token, model.embedding(), residual});
   for (int i = 0; i < c.layers; ++i) {
     const Layer& layer = model.layers()[i];
-    backend.rms_norm({live, residual, nullptr, layer.attention_norm, eps, a.normed});
-    apply(layer.qkv, a.qkv, a.normed, false);
-    backend.rope_append({live, pass.rows, a.qkv, layer.q_norm, layer.k_norm, eps, model.rope(),
-                         c.heads, pass.kv, i, a.q});
-    backend.attention({live, pass.rows, a.q, pass.kv, i, c.heads, scale, a.attended});
-    apply(layer.o, residual, a.attended, true);
-    backend.rms_norm({live, residual, nullptr, layer.ffn_norm, eps, a.normed});
-    apply(layer.gate_up, a.gate_up, a.normed, false);
-    backend.gated_act({live, a.gate_up, a.gated});
-    apply(layer.down, residual, a.gated, true);
+    keep_features(backend, model, pass, i);
+    project(normed(layer.attention_norm), layer.qkv,
+            RopeAppend{.rows = pass.rows,
+                       .q_norm = layer.q_norm,
+                       .k_norm = layer.k_norm,
+                       .eps = eps,
+                       .rope = model.rope(),
+                       .heads = c.heads,
+                       .kv = pass.kv,
+                       .layer = i,
+                       .q = q});
+    backend.attention({.live = live,
+                       .rows = pass.rows,
+                       .q = q,
+                       .kv = pass.kv,
+                       .layer = i,
+                       .heads = c.heads,
+                       .scale = static_cast<float>(1.0 / std::sqrt(double(c.head_dim))),
+                       .out = attended,
+                       .workspace = memory.workspace});
+    project({.x = attended, .type = c.dtype}, layer.o, AddTo{pass.residual});
+    project(normed(layer.ffn_norm), layer.gate_up, Gate{gated});
+    project({.x = gated, .type = c.dtype}, layer.down, AddTo{pass.residual});
   }
+  keep_features(backend, model, pass, c.layers);
 }
 
-void run_head(Backend& backend, const Model& model, Live live, Tensor residual, const int32_t* pick,
-              Act act, Tensor logits, Arena& arena) {
+void run_head(Backend& backend, const Model& model, Live nodes, Tensor residual,
+              const int32_t* pick, Act act, Tensor logits, const PassMemory& memory) {
   const ModelConfig& c = model.config();
-  Arena::Scope scope(arena);
-  Tensor normed = arena.take_tensor(c.dtype, live.capacity, c.width);
-  backend.rms_norm({live, residual, pick, model.final_norm(), static_cast<float>(c.eps), normed});
-  model.head()(backend, live, logits, normed, act_of(model.head(), act), arena, false);
-}
-
-size_t activation_bytes(const ModelConfig& config, int rows) {
-  Arena measure;
-  Activations sized(config, rows, measure);
-  return measure.peak();
-}
-
-size_t pass_scratch_bytes(const Model& model, int rows) {
-  return activation_bytes(model.config(), rows) + model.scratch_bytes(rows);
+  backend.project({.live = nodes,
+                   .input = {.x = residual,
+                             .type = c.dtype,
+                             .norm = model.final_norm(),
+                             .eps = static_cast<float>(c.eps),
+                             .pick = pick},
+                   .weight = model.head().in(act_of(model.head(), act)),
+                   .result = Store{logits},
+                   .workspace = memory.workspace});
 }
 
 }  // namespace stepladder

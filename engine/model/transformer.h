@@ -1,4 +1,4 @@
-// The forward pass of a Llama-family model as a list of backend operators.
+// The forward pass of a Llama-family model as a list of backend operators, five a layer.
 #pragma once
 
 #include "backends/backend.h"
@@ -7,26 +7,40 @@
 
 namespace stepladder {
 
-/// A block of rows on its way through the layers.
-struct Pass {
-  Live live;  // of the rows
-  Rows rows;  // offset to the block's first row
-  KVView kv;
-  Act act = Act::a16;
+/// What a pass computes on its way, for blocks of at most `rows` rows.
+struct PassMemory {
+  Tensor q;         // [rows, heads * head_dim] 16-bit
+  Tensor attended;  // [rows, heads * head_dim] 16-bit
+  Tensor gated;     // [rows, ffn] 16-bit
+  void* workspace = nullptr;
+
+  PassMemory() = default;
+  /// Takes from the arena what `model` needs when its layers run in `act`; one that measures tells
+  /// how much that is.
+  PassMemory(const Backend&, const Model&, Act, int rows, Arena&);
+  /// The same before any weight is read, for whichever format and activations want most.
+  PassMemory(const Backend&, const ModelConfig&, int rows, Arena&);
 };
 
-/// Runs all layers over one block; `residual` [capacity, width] f32 holds the result, before the
-/// final norm. Blocks of one round must come in order: later rows read what earlier ones wrote.
-void run_layers(Backend&, const Model&, const Pass&, Tensor residual, Arena&);
+/// A block of rows on its way through the layers.
+struct Pass {
+  Live live;
+  Rows rows;
+  KVView kv;
+  Act act = Act::a16;
+  Tensor residual;  // [rows of the round, width] f32
+};
+
+/// The rows' embeddings, into the residual.
+void embed_rows(Backend&, const Model&, const Pass&);
+/// Runs all layers over one block, from what the residual holds; it then holds the result, before
+/// the final norm. Blocks of one round must come in order: later rows read what earlier ones wrote.
+/// Where the cache's entries carry features, the rows' entries get theirs.
+void run_layers(Backend&, const Model&, const Pass&, const PassMemory&);
 
 /// Final norm and lm_head over a block of picked rows: logits [capacity, vocab rows] f32.
-/// `live` counts nodes; pick[j] is the row of `residual` of node live.first + j.
-void run_head(Backend&, const Model&, Live live, Tensor residual, const int32_t* pick, Act,
-              Tensor logits, Arena&);
-
-/// The bytes of arena that either needs for blocks of `rows` rows.
-size_t pass_scratch_bytes(const Model&, int rows);
-/// The part of them that holds activations; the rest serves linear layers with int8 activations.
-size_t activation_bytes(const ModelConfig&, int rows);
+/// `nodes` counts them; pick[j] is the row of the residual of node *nodes.first + j.
+void run_head(Backend&, const Model&, Live nodes, Tensor residual, const int32_t* pick, Act,
+              Tensor logits, const PassMemory&);
 
 }  // namespace stepladder

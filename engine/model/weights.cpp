@@ -241,20 +241,6 @@ size_t Model::pass_bytes(Act act) const {
   return bytes;
 }
 
-size_t Model::scratch_bytes(int rows) const {
-  size_t most = 0;
-  const auto take = [&](const Linear& l) {
-    if (!l.runs(Act::a8)) return;
-    const int groups = l.desc().group ? l.k() / l.desc().group : 1;
-    most = std::max(
-        most, round_up(size_t(rows) * l.k(), 64) + 2 * round_up(size_t(rows) * groups * 4, 64));
-  };
-  take(head_);
-  for (const Linear* l : {&layers_[0].qkv, &layers_[0].o, &layers_[0].gate_up, &layers_[0].down})
-    take(*l);
-  return most + 256;
-}
-
 int64_t Model::parameters() const {
   int64_t n = int64_t(config_.vocab) * config_.width * (config_.tied_head ? 1 : 2);
   for (const Layer& layer : layers_)

@@ -51,8 +51,6 @@ class Model {
   size_t bytes() const { return memory_.bytes() + shared_memory_.bytes(); }
   /// Weight bytes one forward pass with logits reads.
   size_t pass_bytes(Act) const;
-  /// Bytes of scratch the widest linear needs for `rows` rows.
-  size_t scratch_bytes(int rows) const;
   int64_t parameters() const;
 
  private:

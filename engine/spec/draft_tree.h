@@ -11,7 +11,8 @@
 namespace stepladder {
 
 /// Parents come before children and node 0 is the root. A drafter that works on the host fills the
-/// arrays; one that works on the backend sets `made` instead and leaves count as an upper bound.
+/// arrays. One that works on the backend writes into the verifier's own arrays (Drafter::attach)
+/// and says so; `count` is then an upper bound, and `depth` how deep the tree may go.
 struct DraftTrees {
   DraftTrees(int sequences, int capacity)
       : capacity(capacity),
@@ -23,7 +24,7 @@ struct DraftTrees {
   int capacity;  // nodes of the largest tree, root included
   std::vector<int32_t> count, token, parent;
   std::vector<float> score;
-  TreeView made{};  // backend memory, when a drafter built the trees there
+  bool on_backend = false;  // of all sequences: the tokens and parents here mean nothing
 
   int sequences() const { return static_cast<int>(count.size()); }
   Token token_at(int sequence, int node) const { return token[size_t(sequence) * capacity + node]; }

@@ -24,6 +24,10 @@ class Drafter {
   /// Fills out's tree i for batch[i]: the root (its last token) and at most at_most guesses;
   /// at_least is a wish. Call sync() first.
   virtual void draft(Batch, std::span<const Budget>, DraftTrees& out) = 0;
+  /// Where the trees of a verifier that will be given drafts lie in backend memory, told once
+  /// before anything is drafted. A drafter that works on the backend records what it needs to write
+  /// there.
+  virtual void attach(const TreeView&) {}
   /// What checking guesses costs the level above: those that cost more than they are likely to
   /// bring are not worth making. A wish, like at_least.
   virtual void weigh_rows(const GuessCost&) {}

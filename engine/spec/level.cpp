@@ -222,7 +222,7 @@ bool Level::fill_trees(Batch batch, std::span<const int> limit, std::span<const 
     budgets_[i] = may ? budget(*batch[i], limit[i], static_cast<int>(n)) : Budget{};
     asked |= budgets_[i].at_most > 0;
   }
-  trees_.made = {};
+  trees_.on_backend = false;
   std::fill(trees_.count.begin(), trees_.count.end(), 0);
   if (asked) {
     inner_->draft(batch, std::span(budgets_).first(n), trees_);
@@ -270,7 +270,7 @@ void Level::record(const Sequence& s, int i, int rows, const RoundResult& result
   stats.accepted += accepted;
   stats.emitted += result.emitted;
   int depth = drafted;  // of a tree made in backend memory the host knows the size alone
-  if (!trees_.made.token) {
+  if (!trees_.on_backend) {
     depth = 0;
     for (int node = 1; node <= drafted; ++node) depth = std::max(depth, trees_.depth_at(i, node));
   }

@@ -1,45 +1,67 @@
 #include "spec/model_verifier.h"
 
 #include <algorithm>
-#include <cstring>
+
+#include "core/round_up.h"
 
 namespace stepladder {
 namespace {
 
-int round_up(int x, int to) { return (x + to - 1) / to * to; }
-
-/// Sizes a round is recorded for: powers of two up to a block, then whole blocks, and from 16
-/// blocks on at most 16 sizes before the size has doubled.
-int bucket(int n, int block) {
-  if (n == 0) return 0;
-  if (n > block) {
-    int step = block;
-    while (n > 16 * step) step *= 2;
-    return round_up(n, step);
-  }
-  int b = 1;
-  while (b < n) b *= 2;
-  return std::min(b, block);
-}
-
-/// The same table from row `first` on.
-Rows offset(Rows rows, int first) {
-  rows.capacity -= first;
-  rows.token += first, rows.position += first, rows.slot += first, rows.committed += first,
-      rows.scratch += first;
-  rows.path += size_t(first) * rows.depth;
-  return rows;
+RoundLimits limits_of(int sequences, const VerifierOptions& o) {
+  return {.sequences = sequences,
+          .tree = o.tree_capacity,
+          .ahead = o.ahead,
+          .catch_up = o.catch_up,
+          .block = o.block};
 }
 
 }  // namespace
 
 std::shared_ptr<KVCache> make_cache(Backend& backend, const Model& model, int context,
-                                    int tree_capacity, int sequences) {
+                                    int tree_capacity, int sequences, const FeatureSpec& features) {
   const ModelConfig& c = model.config();
-  return std::make_shared<KVCache>(
-      backend, KVSpec{c.layers, c.kv_heads, c.head_dim, round_up(context, kAttentionStep),
-                      tree_capacity, sequences, c.dtype});
+  return std::make_shared<KVCache>(backend, KVSpec{.layers = c.layers,
+                                                   .kv_heads = c.kv_heads,
+                                                   .head_dim = c.head_dim,
+                                                   .positions = round_up(context, kAttentionStep),
+                                                   .scratch = tree_capacity,
+                                                   .sequences = sequences,
+                                                   .dtype = c.dtype,
+                                                   .features = features});
 }
+
+/// What lies in backend memory beside the cache and the rules.
+struct ModelVerifier::Memory {
+  Round round;
+  ChoiceView choices;
+  RoundResult *results, *chain;  // [sequences] of a round, and of a chain of rounds
+  int32_t *path, *path_node;     // [sequences, kMaxEmitted]
+  Tensor residual;               // [rows, width] f32
+  Tensor logits;                 // [nodes of a block, vocab rows] f32
+  float* chosen = nullptr;       // [nodes] log-probabilities
+  int32_t* top_token = nullptr;  // [nodes, most]
+  float* top_logprob = nullptr;  // [nodes, most]
+  PassMemory pass;
+  DraftTrees roots{1, 1};  // on the host
+
+  Memory(const RoundLimits& limits, const VerifierOptions& options, const ModelConfig& config,
+         Arena& arena)
+      : round(limits, arena) {
+    const int nodes = limits.nodes();
+    choices = {arena.take_array<int32_t>(nodes), arena.take_array<float>(nodes)};
+    results = arena.take_array<RoundResult>(limits.sequences);
+    chain = arena.take_array<RoundResult>(limits.sequences);
+    path = arena.take_array<int32_t>(size_t(limits.sequences) * kMaxEmitted);
+    path_node = arena.take_array<int32_t>(size_t(limits.sequences) * kMaxEmitted);
+    residual = arena.take_tensor(DType::f32, limits.rows(), config.width);
+    logits = arena.take_tensor(DType::f32, limits.node_block(), config.vocab);
+    if (options.logprobs > 0) {
+      chosen = arena.take_array<float>(nodes);
+      top_token = arena.take_array<int32_t>(size_t(nodes) * options.logprobs);
+      top_logprob = arena.take_array<float>(size_t(nodes) * options.logprobs);
+    }
+  }
+};
 
 ModelVerifier::ModelVerifier(Backend& backend, std::shared_ptr<const Model> model,
                              std::shared_ptr<KVCache> cache, std::shared_ptr<RuleTable> rules,
@@ -49,10 +71,8 @@ ModelVerifier::ModelVerifier(Backend& backend, std::shared_ptr<const Model> mode
       cache_(std::move(cache)),
       rules_(std::move(rules)),
       options_(options),
-      sizes_(cache_->spec().sequences, options),
-      usable_(sizes_.sequences),
-      missing_(sizes_.sequences),
-      results_(sizes_.sequences) {
+      usable_(cache_->spec().sequences),
+      missing_(cache_->spec().sequences) {
   check(options_.tree_capacity <= cache_->spec().scratch, Code::internal, "a tree of ",
         options_.tree_capacity, " nodes for a cache with ", cache_->spec().scratch,
         " scratch slots");
@@ -60,122 +80,91 @@ ModelVerifier::ModelVerifier(Backend& backend, std::shared_ptr<const Model> mode
       options_.context <= cache_->spec().positions && options_.context <= model_->rope_positions(),
       Code::internal, "a context of ", options_.context, " for a cache of ",
       cache_->spec().positions, " positions");
-  Arena measure;
-  lay_out(t_, sizes_, model_->config(), measure);
-  const size_t tables = measure.peak(), scratch = pass_scratch_bytes(*model_, options_.block);
-  memory_ = allocate_buffer(backend_, tables + scratch);
-  Arena arena(memory_.data(), tables);
-  lay_out(t_, sizes_, model_->config(), arena);
-  scratch_ = Arena(memory_.data() + tables, scratch);
-
-  image_.resize(t_.up_bytes / 4);
-  const auto at = [&](const void* p) {
-    return image_.data() + (static_cast<const int32_t*>(p) - t_.up);
+  const RoundLimits limits = limits_of(cache_->spec().sequences, options_);
+  const auto lay_out = [&](Arena& arena) {
+    auto memory = std::make_unique<Memory>(limits, options_, model_->config(), arena);
+    memory->pass = PassMemory(backend_, *model_, options_.act, options_.block, arena);
+    return memory;
   };
-  image_count_ = at(t_.plan.count);
-  image_entries_ = reinterpret_cast<PlanEntry*>(at(t_.plan.entries));
-  image_tokens_ = at(t_.plan.tokens);
-  image_tree_count_ = at(t_.trees.count), image_tree_token_ = at(t_.trees.token),
-  image_tree_parent_ = at(t_.trees.parent);
-  if (options_.logprobs > 0) {
-    host_path_node_.resize(size_t(sizes_.sequences) * kMaxEmitted);
-    host_chosen_.resize(sizes_.nodes);
-    host_top_token_.resize(size_t(sizes_.nodes) * options_.logprobs);
-    host_top_logprob_.resize(size_t(sizes_.nodes) * options_.logprobs);
-  }
-  // Every shape a round can have is recorded now, so that decoding neither records nor allocates.
-  for (const int top : {options_.logprobs > 0 ? options_.logprobs : -1, -1}) {
-    ask_logprobs(top);
-    record_shapes();
-  }
-}
-
-void ModelVerifier::record_shapes() {
-  for (int rows = 1;; rows = row_bucket(rows + 1)) {
-    recording(rows, 0, t_.trees);
-    for (int nodes = 1; nodes <= std::min(rows, sizes_.nodes);) {
-      const int bucket = node_bucket(nodes);
-      recording(rows, bucket, t_.trees);
-      nodes = bucket + 1;
-    }
-    if (rows == sizes_.rows) break;
-  }
-}
-
-int ModelVerifier::row_bucket(int rows) const {
-  return std::min(bucket(rows, options_.block), sizes_.rows);
-}
-int ModelVerifier::node_bucket(int nodes) const {
-  return std::min(bucket(nodes, sizes_.node_block), sizes_.nodes);
-}
-
-ModelVerifier::Sizes::Sizes(int s, const VerifierOptions& o)
-    : sequences(s),
-      tree(o.tree_capacity),
-      rows(round_up(std::max(o.block, s * (o.tree_capacity + o.catch_up)), o.block)),
-      nodes(s * o.tree_capacity),
-      node_block(std::min(64, nodes)),
-      tokens(std::max<size_t>(o.block, size_t(s) * o.catch_up) + size_t(s) * o.tree_capacity),
-      logprobs(o.logprobs) {}
-
-VerifierNeed verifier_need(const ModelConfig& config, int sequences,
-                           const VerifierOptions& options) {
-  const ModelVerifier::Sizes sizes(sequences, options);
-  ModelVerifier::Tables tables;
   Arena measure;
-  ModelVerifier::lay_out(tables, sizes, config, measure);
-  const size_t most_k = std::max({config.width, config.ffn, config.heads * config.head_dim});
+  lay_out(measure);
+  memory_ = allocate_buffer(backend_, measure.peak());
+  Arena arena(memory_.data(), memory_.bytes());
+  m_ = lay_out(arena);
+  if (options_.logprobs > 0) {
+    host_path_node_.resize(size_t(limits.sequences) * kMaxEmitted);
+    host_chosen_.resize(limits.nodes());
+    host_top_token_.resize(size_t(limits.nodes()) * options_.logprobs);
+    host_top_logprob_.resize(host_top_token_.size());
+  }
+  m_->round.record(backend_, *this);
+  for (const bool first : {true, false})
+    (first ? follow_first_ : follow_) = backend_.record([this, first] {
+      backend_.follow(m_->round.follow(m_->results, m_->chain, options_.context, first));
+    });
+}
+
+ModelVerifier::~ModelVerifier() = default;
+
+VerifierNeed verifier_need(const Backend& backend, const ModelConfig& config, int sequences,
+                           const VerifierOptions& options) {
+  const RoundLimits limits = limits_of(sequences, options);
+  Arena measure;
+  const ModelVerifier::Memory memory(limits, options, config, measure);
+  const PassMemory pass(backend, config, options.block, measure);
   VerifierNeed need;
-  need.backend =
-      measure.peak() + activation_bytes(config, options.block) + 2 * size_t(options.block) * most_k;
-  need.host = tables.up_bytes + size_t(sequences) * sizeof(RoundResult);
+  need.backend = measure.peak();
+  need.host = memory.round.host_bytes();
   if (options.logprobs > 0)
-    need.host +=
-        size_t(sequences) * kMaxEmitted * 4 + size_t(sizes.nodes) * (4 + 8 * options.logprobs);
+    need.host += size_t(sequences) * kMaxEmitted * 4 +
+                 size_t(limits.nodes()) * (4 + 8 * size_t(options.logprobs));
   return need;
 }
 
-void ModelVerifier::lay_out(Tables& t, const Sizes& s, const ModelConfig& config, Arena& arena) {
-  const int B = s.sequences, C = s.tree, R = s.rows, N = s.nodes;
-  // Uploaded part: one piece, so that one copy carries it.
-  const size_t words = 16 + size_t(B) * sizeof(PlanEntry) / 4 + s.tokens + B + 2 * size_t(B) * C;
-  t.up = arena.take_array<int32_t>(words);
-  t.up_bytes = words * 4;
-  int32_t* p = t.up;
-  const auto piece = [&](size_t n) { return std::exchange(p, p + n); };
-  const int32_t* count = piece(16);
-  const auto* entries =
-      reinterpret_cast<const PlanEntry*>(piece(size_t(B) * sizeof(PlanEntry) / 4));
-  t.plan = {B, count, entries, piece(s.tokens)};
-  int32_t* tree_count = piece(B);
-  int32_t* tree_token = piece(size_t(B) * C);
-  t.trees = {B, C, tree_count, tree_token, piece(size_t(B) * C)};
+int ModelVerifier::recordings() const { return m_->round.recordings() + 2; }
 
-  t.rows = {R,
-            C,
-            arena.take_array<int32_t>(1),
-            arena.take_array<int32_t>(R),
-            arena.take_array<int32_t>(R),
-            arena.take_array<int32_t>(R),
-            arena.take_array<int32_t>(R),
-            arena.take_array<int32_t>(R),
-            arena.take_array<uint16_t>(size_t(R) * C),
-            arena.take_array<int32_t>(1),
-            arena.take_array<int32_t>(R),
-            arena.take_array<int32_t>(R),
-            arena.take_array<int32_t>(R)};
-  t.choices = {arena.take_array<int32_t>(N), arena.take_array<float>(N)};
-  t.results = arena.take_array<RoundResult>(B);
-  t.path = arena.take_array<int32_t>(size_t(B) * kMaxEmitted);
-  t.path_node = arena.take_array<int32_t>(size_t(B) * kMaxEmitted);
-  t.residual = arena.take_tensor(DType::f32, R, config.width);
-  t.logits = arena.take_tensor(DType::f32, s.node_block, config.vocab);
-  if (s.logprobs > 0) {
-    t.chosen = arena.take_array<float>(N);
-    t.top_token = arena.take_array<int32_t>(size_t(N) * s.logprobs);
-    t.top_logprob = arena.take_array<float>(size_t(N) * s.logprobs);
-  }
+// ---- what is recorded ------------------------------------------------------------------------
+
+void ModelVerifier::rows(const Live& live) {
+  const Pass pass{live, m_->round.rows(), cache_->view(), options_.act, m_->residual};
+  embed_rows(backend_, *model_, pass);
+  run_layers(backend_, *model_, pass, m_->pass);
 }
+
+void ModelVerifier::nodes(const Live& live) {
+  const Round& round = m_->round;
+  const Tensor logits = m_->logits.slice(0, live.capacity);
+  run_head(backend_, *model_, live, m_->residual, round.rows().node_row, options_.act, logits,
+           m_->pass);
+  backend_.choose(
+      {live, logits, round.plan(), round.trees(), round.rows(), rules_->view(), m_->choices});
+  if (options_.logprobs > 0)
+    backend_.logprobs({.live = live,
+                       .logits = logits,
+                       .choices = m_->choices,
+                       .vocab = options_.vocab,
+                       .most = options_.logprobs,
+                       .asked = round.asked(),
+                       .chosen = m_->chosen,
+                       .top_token = m_->top_token,
+                       .top_logprob = m_->top_logprob});
+}
+
+void ModelVerifier::finish() {
+  const Round& round = m_->round;
+  backend_.accept({.plan = round.plan(),
+                   .trees = round.trees(),
+                   .rows = round.rows(),
+                   .choices = m_->choices,
+                   .rules = rules_->view(),
+                   .count = options_.level == 0,
+                   .result = m_->results,
+                   .path = m_->path,
+                   .path_node = m_->path_node});
+  backend_.keep({round.plan(), cache_->view(), m_->results, m_->path});
+}
+
+// ---- what the host knows ---------------------------------------------------------------------
 
 void ModelVerifier::sync(Batch batch) {
   for (const Sequence* s : batch)
@@ -191,151 +180,121 @@ int ModelVerifier::room(const Sequence& s) const {
   return options_.context - static_cast<int>(s.tokens.size()) + 1;
 }
 
-std::pair<int, int> ModelVerifier::plan(Batch batch, const DraftTrees* trees,
-                                        std::span<const int> missing) {
-  int tokens = 0, rows = 0, nodes = 0;
-  *image_count_ = static_cast<int32_t>(batch.size());
-  for (size_t i = 0; i < batch.size(); ++i) {
-    const Sequence& s = *batch[i];
-    PlanEntry& e = image_entries_[i];
-    const int from = usable_[s.slot];
-    e = {s.slot, s.slot, from + missing[i], missing[i], tokens, 0, 0, 0};
-    std::copy_n(s.tokens.data() + from, missing[i], image_tokens_ + tokens);
-    tokens += missing[i];
-    image_tree_count_[i] = trees ? trees->count[i] : 0;
-    if (!trees) {
-      rows += missing[i];
-      continue;
-    }
-    e.first_tentative = tokens;
-    e.tentative = static_cast<int32_t>(s.tokens.size() - s.committed);
-    check(e.tentative <= options_.tree_capacity, Code::internal, "a level guessed ", e.tentative,
-          " tokens ahead");
-    std::copy_n(s.tokens.data() + s.committed, e.tentative, image_tokens_ + tokens);
-    tokens += e.tentative;
-    if (!trees->made.token) {
-      const size_t from_tree = i * trees->capacity, to_tree = i * options_.tree_capacity;
-      std::copy_n(trees->token.data() + from_tree, trees->count[i], image_tree_token_ + to_tree);
-      std::copy_n(trees->parent.data() + from_tree, trees->count[i], image_tree_parent_ + to_tree);
-    }
-    rows += missing[i] + trees->count[i];
-    nodes += trees->count[i];
-  }
-  return {rows, nodes};
+TreeView ModelVerifier::trees() const { return m_->round.trees(); }
+
+/// The sequence's next `missing` rows, with the tokens that the level has guessed.
+Round::Part ModelVerifier::part(const Sequence& s, int missing) const {
+  const std::span<const Token> tokens = s.tokens;
+  const int from = usable_[s.slot];
+  return {.slot = s.slot,
+          .root_position = from + missing,
+          .missing = tokens.subspan(from, missing),
+          .tentative = tokens.subspan(s.committed)};
 }
 
-void ModelVerifier::queue_round(int rows, int nodes, TreeView trees) {
-  const Tables& t = t_;
-  const int block = options_.block;
-  backend_.expand({t.plan, trees, t.rows});
-  for (int first = 0; first < rows; first += block) {
-    const int n = std::min(block, rows - first);
-    const Pass pass{{t.rows.count, first, n}, offset(t.rows, first), cache_->view(), options_.act};
-    run_layers(backend_, *model_, pass, t.residual.slice(first, n), scratch_);
-  }
-  if (nodes == 0) return;
-  for (int first = 0; first < nodes; first += sizes_.node_block) {
-    const int n = std::min(sizes_.node_block, nodes - first);
-    const Live live{t.rows.node_count, first, n};
-    const Tensor logits = t.logits.slice(0, n);
-    run_head(backend_, *model_, live, t.residual, t.rows.node_row + first, options_.act, logits,
-             scratch_);
-    backend_.choose({live, logits, t.plan, trees, t.rows, rules_->view(), t.choices});
-    if (ask_ >= 0)
-      backend_.logprobs(
-          {live, logits, t.choices, options_.vocab, ask_, t.chosen, t.top_token, t.top_logprob});
-  }
-  backend_.accept({t.plan, trees, t.rows, t.choices, rules_->view(), options_.level == 0, t.results,
-                   t.path, t.path_node});
-  backend_.keep({t.plan, cache_->view(), t.results, t.path});
-}
-
-void ModelVerifier::run(int rows, int nodes, TreeView trees) {
-  check(rows <= sizes_.rows && nodes <= sizes_.nodes, Code::internal, "a round of ", rows, " rows");
-  backend_.upload(t_.up, image_.data(), t_.up_bytes);
-  recording(row_bucket(rows), node_bucket(nodes), trees).replay();
-}
-
-Recording& ModelVerifier::recording(int row_bucket, int node_bucket, TreeView trees) {
-  auto& found =
-      recordings_[{row_bucket, node_bucket, ask_, reinterpret_cast<int64_t>(trees.token)}];
-  if (!found)
-    found = backend_.record(
-        [this, row_bucket, node_bucket, trees] { queue_round(row_bucket, node_bucket, trees); });
-  return *found;
-}
-
-void ModelVerifier::note_catch_up(const Sequence& s, int from, int count) {
-  for (int p = from; p < from + count; ++p) cache_->write(s.slot, p, s.tokens[p], options_.level);
+/// Books the entries that a round, or a chain of them, has written.
+void ModelVerifier::note(const Sequence& s, int missing, const RoundResult& result) {
+  const int root = static_cast<int>(s.tokens.size()) - 1, from = usable_[s.slot];
+  for (int p = from; p < from + missing; ++p) cache_->write(s.slot, p, s.tokens[p], options_.level);
+  usable_[s.slot] = from + missing;
+  if (result.emitted == 0) return;
+  cache_->write(s.slot, root, s.tokens[root], options_.level);
+  for (int d = 1; d < result.emitted; ++d)
+    cache_->write(s.slot, root + d, result.token[d - 1], options_.level);
 }
 
 void ModelVerifier::read(Batch batch, int rows) {
   rows = std::min(rows, options_.block);
+  Round& round = m_->round;
+  round.begin();
   size_t used = 0;
   for (; used < batch.size() && rows > 0; ++used) {
     missing_[used] = std::min(rows, lacking(*batch[used]));
     rows -= missing_[used];
+    Round::Part reading = part(*batch[used], missing_[used]);
+    reading.tentative = {};
+    round.add(reading);
   }
-  const Batch reading = batch.first(used);
-  const auto [total, nodes] = plan(reading, nullptr, std::span(missing_).first(used));
-  if (total == 0) return;
-  run(total, nodes, t_.trees);
+  if (round.planned_rows() == 0) return;
+  round.run(backend_);
   backend_.wait();
-  for (size_t i = 0; i < used; ++i) {
-    const Sequence& s = *reading[i];
-    note_catch_up(s, usable_[s.slot], missing_[i]);
-    usable_[s.slot] += missing_[i];
-  }
+  for (size_t i = 0; i < used; ++i) note(*batch[i], missing_[i], {});
 }
 
-void ModelVerifier::verify(Batch batch, const DraftTrees& trees, std::span<RoundResult> out) {
+void ModelVerifier::check_ready(Batch batch) {
   for (size_t i = 0; i < batch.size(); ++i) {
     missing_[i] = lacking(*batch[i]);
     check(missing_[i] <= options_.catch_up && room(*batch[i]) >= 1, Code::internal,
           "a round for a sequence that lacks ", missing_[i], " entries and has room for ",
           room(*batch[i]));
   }
-  const auto [rows, nodes] = plan(batch, &trees, std::span(missing_).first(batch.size()));
-  run(rows, nodes, trees.made.token ? trees.made : t_.trees);
-  backend_.read(out.data(), t_.results, batch.size() * sizeof(RoundResult));
-  if (ask_ >= 0) {
-    backend_.read(host_path_node_.data(), t_.path_node, batch.size() * kMaxEmitted * 4);
-    backend_.read(host_chosen_.data(), t_.chosen, nodes * sizeof(float));
-    backend_.read(host_top_token_.data(), t_.top_token, size_t(nodes) * ask_ * 4);
-    backend_.read(host_top_logprob_.data(), t_.top_logprob, size_t(nodes) * ask_ * 4);
+}
+
+void ModelVerifier::verify(Batch batch, const DraftTrees& trees, std::span<RoundResult> out) {
+  check_ready(batch);
+  Round& round = m_->round;
+  round.begin(asked_);
+  for (size_t i = 0; i < batch.size(); ++i) {
+    round.add(part(*batch[i], missing_[i]));
+    round.add_tree(trees, static_cast<int>(i));
+  }
+  round.run(backend_, trees.on_backend);
+  backend_.read(out.data(), m_->results, batch.size() * sizeof(RoundResult));
+  if (asked_ >= 0) {
+    const size_t nodes = round.planned_nodes(), most = options_.logprobs;
+    backend_.read(host_path_node_.data(), m_->path_node, batch.size() * kMaxEmitted * 4);
+    backend_.read(host_chosen_.data(), m_->chosen, nodes * sizeof(float));
+    backend_.read(host_top_token_.data(), m_->top_token, nodes * most * 4);
+    backend_.read(host_top_logprob_.data(), m_->top_logprob, nodes * most * 4);
   }
   backend_.wait();
-  for (size_t i = 0; i < batch.size(); ++i) {
-    const Sequence& s = *batch[i];
-    const int root = static_cast<int>(s.tokens.size()) - 1;
-    note_catch_up(s, usable_[s.slot], missing_[i]);
-    cache_->write(s.slot, root, s.tokens[root], options_.level);
-    for (int d = 1; d < out[i].emitted; ++d)
-      cache_->write(s.slot, root + d, out[i].token[d - 1], options_.level);
-    usable_[s.slot] = root;
+  for (size_t i = 0; i < batch.size(); ++i) note(*batch[i], missing_[i], out[i]);
+}
+
+void ModelVerifier::extend(Batch batch, std::span<const int> wanted, std::span<RoundResult> out) {
+  check_ready(batch);
+  Round& round = m_->round;
+  const auto n = static_cast<int>(batch.size());
+  DraftTrees& roots = m_->roots;
+  int rounds = 0;
+  round.begin();
+  for (int i = 0; i < n; ++i) {
+    Round::Part chain = part(*batch[i], missing_[i]);
+    chain.wanted = std::clamp(wanted[i], 1, kMaxEmitted);
+    round.add(chain);
+    roots.reset(0, batch[i]->tokens.back());
+    round.add_tree(roots, 0);
+    rounds = std::max(rounds, std::min(chain.wanted, room(*batch[i])));
   }
+  round.run(backend_);
+  follow_first_->replay();
+  for (int r = 1; r < rounds; ++r) {
+    round.run_again(n);
+    follow_->replay();
+  }
+  backend_.read(out.data(), m_->chain, batch.size() * sizeof(RoundResult));
+  backend_.wait();
+  for (int i = 0; i < n; ++i) note(*batch[i], missing_[i], out[i]);
 }
 
 void ModelVerifier::ask_logprobs(int top) {
   check(top <= options_.logprobs, Code::internal, "logprobs for ", top, " tokens of at most ",
         options_.logprobs);
-  wanted_ = top;
-  // One recorded shape serves every number of tokens.
-  ask_ = top < 0 ? -1 : options_.logprobs;
+  asked_ = top;
 }
 
 TokenLogprobs ModelVerifier::logprobs(int i, int k) const {
-  const int node = host_path_node_[size_t(i) * kMaxEmitted + k];
+  const size_t node = host_path_node_[size_t(i) * kMaxEmitted + k];
+  const size_t first = node * options_.logprobs;
   TokenLogprobs out{host_chosen_[node], {}};
-  for (int j = 0; j < wanted_; ++j)
-    out.top.emplace_back(host_top_token_[size_t(node) * ask_ + j],
-                         host_top_logprob_[size_t(node) * ask_ + j]);
+  for (int j = 0; j < asked_; ++j)
+    out.top.emplace_back(host_top_token_[first + j], host_top_logprob_[first + j]);
   return out;
 }
 
 void ModelVerifier::read_choices(std::span<int32_t> tokens, std::span<float> logits) {
-  backend_.read(tokens.data(), t_.choices.token, tokens.size_bytes());
-  backend_.read(logits.data(), t_.choices.logit, logits.size_bytes());
+  backend_.read(tokens.data(), m_->choices.token, tokens.size_bytes());
+  backend_.read(logits.data(), m_->choices.logit, logits.size_bytes());
   backend_.wait();
 }
 

@@ -23,10 +23,17 @@ class Verifier {
   virtual int room(const Sequence&) const = 0;
   /// Feeds up to `rows` lacking rows in all, the earliest sequences first.
   virtual void read(Batch, int rows) = 0;
+  /// The trees of the next round in backend memory, the same for good: a drafter that works there
+  /// writes them itself. Empty where there are none.
+  virtual TreeView trees() const { return {}; }
   /// One round: feeds what is lacking and the trees, chooses at every node, accepts, keeps.
   /// out[i] is what batch[i] emits: at least one token. Sequences must have room() >= 1 and
   /// lacking() <= catch_up().
   virtual void verify(Batch, const DraftTrees&, std::span<RoundResult> out) = 0;
+  /// A chain of rounds without drafts: each emits a token that is the root of the next. out[i] is
+  /// what batch[i] emits in all: wanted[i] tokens, 1 to kMaxEmitted, or as many as there is room
+  /// for. Conditions as for verify().
+  virtual void extend(Batch, std::span<const int> wanted, std::span<RoundResult> out) = 0;
 };
 
 }  // namespace stepladder

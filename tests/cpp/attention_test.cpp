@@ -33,11 +33,7 @@ class World {
     const KVSpec spec{2, s.kv_heads, s.head_dim, positions, scratch, sequences, s.dtype};
     kv_ = {spec, m.bytes(m->kv_bytes(spec))};
     const auto ints = [&](size_t n) { return m.zeros<int32_t>(n); };
-    rows_ = {capacity,       scratch,        ints(1),
-             ints(capacity), ints(capacity), ints(capacity),
-             ints(capacity), ints(capacity), m.zeros<uint16_t>(size_t(capacity) * scratch),
-             ints(1),        ints(capacity), ints(capacity),
-             ints(capacity)};
+    rows_ = m.rows(capacity, scratch, sequences);
     plan_count_ = ints(1);
     entries_ = m.zeros<PlanEntry>(sequences);
     tokens_ = ints(capacity);
@@ -79,17 +75,22 @@ class World {
     const int live = *rows_.count, width = s_.heads * s_.head_dim;
     std::vector<Bits> out;
     for (int first = 0; first < live; first += block) {
-      const Live part{rows_.count, first, block};
-      Rows r = rows_;
-      r.capacity = block;
-      for (int32_t** a : {&r.token, &r.position, &r.slot, &r.committed, &r.scratch}) *a += first;
-      r.path += size_t(first) * r.depth;
+      *rows_.block_row = first;
+      const Live part{rows_.count, rows_.block_row, block};
       const int n = std::min(block, live - first);
       for (int layer = 0; layer < 2; ++layer) {
         for (int i = 0; i < n; ++i)
-          embed(r.token[i], r.position[i], layer, qkv_.as<float>() + int64_t(i) * qkv_.cols);
-        m_->rope_append({part, r, qkv_, nullptr, nullptr, 1e-5f, rope_, s_.heads, kv_, layer, q_});
-        m_->attention({part, r, q_, kv_, layer, s_.heads, scale(), out_});
+          embed(rows_.token[first + i], rows_.position[first + i], layer,
+                qkv_.as<float>() + int64_t(i) * qkv_.cols);
+        m_->rope_append({part,
+                         qkv_,
+                         {.rows = rows_,
+                          .rope = rope_,
+                          .heads = s_.heads,
+                          .kv = kv_,
+                          .layer = layer,
+                          .q = q_}});
+        m_->attention({part, rows_, q_, kv_, layer, s_.heads, scale(), out_});
       }
       for (int i = 0; i < n; ++i)
         out.emplace_back(out_.as<uint16_t>() + size_t(i) * width,
@@ -414,19 +415,8 @@ TEST_P(CellTest, WalkingSlotsUnderAMaskGivesOtherBits) {
   const KVLayout l = kv_layout(w.kv().spec);
   uint16_t* const base = static_cast<uint16_t*>(w.kv().data) + kv_base(l, 1, 0);
   const Tensor one_q = m.tensor(s.dtype, 1, dim), one_out = m.tensor(s.dtype, 1, dim);
-  const Rows r{1,
-               1,
-               nullptr,
-               nullptr,
-               m.zeros<int32_t>(1),
-               m.zeros<int32_t>(1),
-               m.zeros<int32_t>(1),
-               m.put<int32_t>(-1),
-               m.zeros<uint16_t>(1),
-               nullptr,
-               nullptr,
-               nullptr,
-               nullptr};
+  const Rows r = m.rows(1, 1, 1);
+  *r.scratch = -1;
   const Live live = m.live(1, 1);
   int other = 0, contiguous = 0, contiguous_equal = 0;
   for (int round = 0; round < 8; ++round) {

@@ -13,7 +13,8 @@
 #include <utility>
 #include <vector>
 
-#include "backends/backend.h"
+#include "backends/cpu/cpu_backend.h"
+#include "backends/tables.h"
 
 namespace stepladder::test {
 
@@ -45,7 +46,7 @@ inline std::string cell_name(const ::testing::TestParamInfo<Cell>& info) {
 class Machine {
  public:
   Machine(const std::string& isa, int threads)
-      : backend_(open_backend({.device = "cpu", .isa = isa, .threads = threads})) {}
+      : backend_(std::make_unique<CpuBackend>(isa, threads)) {}
   explicit Machine(const Cell& c) : Machine(c.isa, c.threads) {}
   ~Machine() {
     for (auto& [memory, bytes] : blocks_) backend_->release(memory, bytes);
@@ -54,7 +55,7 @@ class Machine {
   Machine& operator=(const Machine&) = delete;
 
   Backend& backend() { return *backend_; }
-  Backend* operator->() { return backend_.get(); }
+  CpuBackend* operator->() { return backend_.get(); }
 
   void* bytes(size_t n) {
     blocks_.emplace_back(backend_->allocate(n), n);
@@ -90,10 +91,16 @@ class Machine {
   Tensor tensor(DType t, int64_t rows, int64_t cols, const std::vector<T>& v) {
     return {put(v), t, rows, cols};
   }
-  Live live(int count, int capacity) { return {put<int32_t>(count), 0, capacity}; }
+  Rows rows(int capacity, int depth, int sequences) {
+    Arena measure;
+    take_rows(measure, capacity, depth, sequences);
+    Arena arena(bytes(measure.peak()), measure.peak());
+    return take_rows(arena, capacity, depth, sequences);
+  }
+  Live live(int count, int capacity) { return {put<int32_t>(count), nullptr, capacity}; }
 
  private:
-  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<CpuBackend> backend_;
   std::vector<std::pair<void*, size_t>> blocks_;
 };
 

@@ -153,9 +153,10 @@ TEST_P(ChooseTest, GivesTheReferencesBits) {
       std::copy(row.logits.begin(), row.logits.end(), logits.begin() + size_t(j) * padded);
     }
     const int block = static_cast<int>(1 + rng() % 9), lanes = static_cast<int>(1 + rng() % 3);
-    for (int first = 0; first < nodes; first += block)
+    for (int32_t first = 0; first < nodes; first += block) {
+      const int32_t at = first;
       for (int part = 0; part < lanes; ++part)
-        kernels_.choose({{t.rows().node_count, first, block},
+        kernels_.choose({{t.rows().node_count, &at, block},
                          {logits.data() + size_t(first) * padded, DType::f32, block, padded},
                          t.plan(),
                          t.trees(),
@@ -163,6 +164,7 @@ TEST_P(ChooseTest, GivesTheReferencesBits) {
                          t.rules(),
                          t.choices()},
                         {part, lanes});
+    }
     for (int j = 0; j < nodes; ++j) {
       const int s = t.rows().node_sequence[j], x = t.rows().node_index[j];
       const std::span<const float> row(logits.data() + size_t(j) * padded, size_t(vocab));
@@ -365,15 +367,16 @@ TEST_P(ChooseTest, LogprobsAreTheLogSoftmaxOfTheRawLogits) {
       if (std::count_if(c.logits.begin(), c.logits.end(),
                         [](float l) { return std::isfinite(l); }) != vocab)
         for (float& l : c.logits) l = std::isfinite(l) ? l : -3.f;
-      int32_t total = 1, token = static_cast<int32_t>(rng() % vocab);
+      int32_t total = 1, token = static_cast<int32_t>(rng() % vocab), asked = top;
       float logit = c.logits[token], chosen = 0;
       std::vector<int32_t> top_token(top);
       std::vector<float> top_logprob(top);
-      kernels_.logprobs({{&total, 0, 1},
+      kernels_.logprobs({{&total, nullptr, 1},
                          {c.logits.data(), DType::f32, 1, vocab},
                          {&token, &logit},
                          vocab,
                          top,
+                         &asked,
                          &chosen,
                          top_token.data(),
                          top_logprob.data()},
@@ -399,15 +402,16 @@ TEST_P(ChooseTest, LogprobsAreTheLogSoftmaxOfTheRawLogits) {
 
 TEST_P(ChooseTest, LogprobsOfInfiniteAndMissingLogitsAreDefined) {
   std::vector<float> logits = {kNaN, -kInf, 1.f, kInf};
-  int32_t total = 1, token = 0;
+  int32_t total = 1, token = 0, asked = 3;
   float logit = 0, chosen = 0;
   int32_t top_token[3];
   float top_logprob[3];
-  kernels_.logprobs({{&total, 0, 1},
+  kernels_.logprobs({{&total, nullptr, 1},
                      {logits.data(), DType::f32, 1, 4},
                      {&token, &logit},
                      4,
                      3,
+                     &asked,
                      &chosen,
                      top_token,
                      top_logprob},

@@ -79,16 +79,22 @@ TEST(FarBackend, RefusesPointersThatAreNotItsOwn) {
   EXPECT_EQ(code_of([&] { backend.read(host.data(), host.data(), 4); }), Code::internal);
   EXPECT_EQ(code_of([&] { backend.read(host.data(), memory, 257); }), Code::internal);
   // One host pointer anywhere in an operator's arguments is enough.
-  const Live live{static_cast<int32_t*>(memory), 0, 1};
+  const Live live{static_cast<int32_t*>(memory), nullptr, 1};
   const Tensor table{memory, DType::bf16, 4, 2}, out{memory, DType::f32, 1, 2};
   const auto* token = static_cast<const int32_t*>(memory);
   backend.embed({live, token, table, out});
-  EXPECT_EQ(code_of([&] { backend.embed({{host.data(), 0, 1}, token, table, out}); }),
+  EXPECT_EQ(code_of([&] {
+              backend.embed({{host.data(), nullptr, 1}, token, table, out});
+            }),
             Code::internal);
   EXPECT_EQ(code_of([&] { backend.embed({live, host.data(), table, out}); }), Code::internal);
-  EXPECT_EQ(code_of([&] { backend.embed({live, token, {host.data(), DType::bf16, 4, 2}, out}); }),
+  EXPECT_EQ(code_of([&] {
+              backend.embed({live, token, {host.data(), DType::bf16, 4, 2}, out});
+            }),
             Code::internal);
-  EXPECT_EQ(code_of([&] { backend.embed({live, token, table, {host.data(), DType::f32, 1, 2}}); }),
+  EXPECT_EQ(code_of([&] {
+              backend.embed({live, token, table, {host.data(), DType::f32, 1, 2}});
+            }),
             Code::internal);
   backend.wait();
   backend.release(memory, 256);
@@ -98,7 +104,7 @@ TEST(FarBackend, RefusesPointersThatAreNotItsOwn) {
 TEST(FarBackend, ARecordingRunsOnTheDataOfTheMomentItRuns) {
   FarBackend backend("portable", 1);
   auto* memory = static_cast<std::byte*>(backend.allocate(256));
-  const Live live{reinterpret_cast<int32_t*>(memory), 0, 1};
+  const Live live{reinterpret_cast<int32_t*>(memory), nullptr, 1};
   const auto* token = reinterpret_cast<const int32_t*>(memory + 64);
   const Tensor table{memory + 128, DType::bf16, 3, 1}, out{memory + 192, DType::f32, 1, 1};
   const auto recording = backend.record([&] { backend.embed({live, token, table, out}); });

@@ -9,6 +9,8 @@
 #include <random>
 
 #include "backends/backend.h"
+#include "backends/cpu/cpu_backend.h"
+#include "core/arena.h"
 #include "formats/linear.h"
 
 namespace stepladder {
@@ -115,7 +117,7 @@ struct Tokens {
 /// One call of a kernel, on `lanes` shares one after the other.
 struct Call {
   const LinearKernel* kernel;  // null: `backend`'s generic path
-  Backend* backend;
+  CpuBackend* backend;
   Act act;
   const CanonicalWeight* weight;
   const std::byte* packed;
@@ -126,7 +128,7 @@ struct Call {
     const int k = weight->k, n = weight->n, groups = k / t.group;
     int32_t total = rows;
     LinearArgs a{};
-    a.live = {&total, 0, rows + 3};  // capacity beyond what is live
+    a.live = {&total, nullptr, rows + 3};  // capacity beyond what is live
     a.y = {y, DType::f32, rows, n};
     a.x = {t.x.data() + size_t(first) * k, t.type, rows, k};
     a.x8 = {a.live,
@@ -144,7 +146,7 @@ struct Call {
       backend->wait();
       return;
     }
-    for (int part = 0; part < lanes; ++part) kernel->run(a, Lane{part, lanes});
+    for (int part = 0; part < lanes; ++part) function_of (*kernel->run)(a, Lane{part, lanes});
   }
 };
 
@@ -169,8 +171,7 @@ std::vector<Cell> cells() {
 class LinearKernelTest : public ::testing::TestWithParam<Cell> {
  protected:
   const Variant& v_ = GetParam().variant;
-  std::unique_ptr<Backend> backend_ =
-      open_backend({.device = "cpu", .isa = GetParam().isa, .threads = 1});
+  std::unique_ptr<CpuBackend> backend_ = std::make_unique<CpuBackend>(GetParam().isa, 1);
   std::mt19937 random_{20240611};
   std::vector<std::byte> packed_;
 
@@ -415,7 +416,12 @@ TEST(Linear, RunsEveryFormatThroughTheBackend) {
         auto* total = arena.take_array<int32_t>(1);
         backend->upload(x.data, t.x.data(), t.x.size() * 2);
         backend->upload(total, &rows, 4);
-        linear(*backend, {total, 0, rows}, y, x, v.act, arena);
+        ProjectArgs project{.live = {total, nullptr, rows},
+                            .input = {.x = x, .type = v.x},
+                            .weight = linear.in(v.act),
+                            .result = Store{y}};
+        project.workspace = arena.take(backend->workspace_bytes(project));
+        backend->project(project);
         std::vector<float> out(size_t(rows) * n);
         backend->read(out.data(), y.data, out.size() * 4);
         backend->wait();

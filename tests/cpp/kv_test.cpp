@@ -16,12 +16,7 @@ struct KVWorld {
 KVWorld kv_world(Machine& m, const KVSpec& s, int capacity, int depth) {
   KVWorld w;
   w.kv = {s, m.bytes(m->kv_bytes(s))};
-  const auto ints = [&](int n) { return m.zeros<int32_t>(n); };
-  w.rows = {capacity,       depth,          ints(1),
-            ints(capacity), ints(capacity), ints(capacity),
-            ints(capacity), ints(capacity), m.zeros<uint16_t>(size_t(capacity) * depth),
-            ints(1),        ints(capacity), ints(capacity),
-            ints(capacity)};
+  w.rows = m.rows(capacity, depth, s.sequences);
   return w;
 }
 
@@ -52,8 +47,17 @@ TEST_P(CellTest, RopeAppendMatchesFp64AndStoresWhereTheRowSays) {
         const Tensor x = m.tensor(DType::f32, rows, cols, xs), q = m.tensor(t, rows, heads * dim);
         const float eps = 1e-6f;
         const float *q_norm = norms ? m.put(qn) : nullptr, *k_norm = norms ? m.put(kn) : nullptr;
-        m->rope_append(
-            {m.live(rows, rows), w.rows, x, q_norm, k_norm, eps, m.put(table), heads, w.kv, 1, q});
+        m->rope_append({m.live(rows, rows),
+                        x,
+                        {.rows = w.rows,
+                         .q_norm = q_norm,
+                         .k_norm = k_norm,
+                         .eps = eps,
+                         .rope = m.put(table),
+                         .heads = heads,
+                         .kv = w.kv,
+                         .layer = 1,
+                         .q = q}});
         const KVLayout l = kv_layout(spec);
         const auto* data = static_cast<const uint16_t*>(w.kv.data);
         for (int i = 0; i < rows; ++i) {

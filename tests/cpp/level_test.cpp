@@ -417,6 +417,9 @@ class Agreeable final : public Verifier {
   int catch_up() const override { return 1; }
   int room(const Sequence& s) const override { return 400 - static_cast<int>(s.tokens.size()) + 1; }
   void read(Batch, int) override {}
+  void extend(Batch, std::span<const int>, std::span<RoundResult>) override {
+    throw std::logic_error("no leaf");
+  }
   void verify(Batch batch, const DraftTrees& trees, std::span<RoundResult> out) override {
     for (size_t i = 0; i < batch.size(); ++i) {
       const int tree = static_cast<int>(i), accepted = trees.count[tree] / 2;

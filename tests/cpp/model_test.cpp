@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "backends/cpu/cpu_backend.h"
+#include "backends/tables.h"
 #include "model/kv_cache.h"
 #include "model/transformer.h"
 #include "support/tiny_model.h"
@@ -197,24 +198,21 @@ Matrix engine_logits(Backend& backend, const Model& model, std::span<const int32
   Rows rows;
   Tensor residual, logits;
   int32_t *words = nullptr, *pick = nullptr;
+  PassMemory pass_memory;
   const auto lay_out = [&](Arena& a) {
     words = a.take_array<int32_t>(1 + sizeof(PlanEntry) / 4 + n + 3);
     plan = {1, words, reinterpret_cast<PlanEntry*>(words + 1), words + 1 + sizeof(PlanEntry) / 4};
     int32_t* tree = words + 1 + sizeof(PlanEntry) / 4 + n;
     trees = {1, 1, tree, tree + 1, tree + 2};
-    const auto ints = [&] { return a.take_array<int32_t>(n); };
-    rows = {n,      depth,  ints(),
-            ints(), ints(), ints(),
-            ints(), ints(), a.take_array<uint16_t>(size_t(n) * depth),
-            ints(), ints(), ints(),
-            ints()};
-    pick = ints();
+    rows = take_rows(a, n, depth, 1);
+    pick = a.take_array<int32_t>(n);
     residual = a.take_tensor(DType::f32, n, c.width);
     logits = a.take_tensor(DType::f32, n, vocab);
+    pass_memory = PassMemory(backend, model, act, block, a);
   };
   Arena measure;
   lay_out(measure);
-  memory = allocate_buffer(backend, measure.peak() + pass_scratch_bytes(model, block));
+  memory = allocate_buffer(backend, measure.peak());
   Arena arena(memory.data(), memory.bytes());
   lay_out(arena);
 
@@ -232,14 +230,12 @@ Matrix engine_logits(Backend& backend, const Model& model, std::span<const int32
   backend.expand({plan, trees, rows});
   for (int first = 0; first < n; first += block) {
     const int count = std::min(block, n - first);
-    Rows part = rows;
-    part.capacity -= first;
-    part.token += first, part.position += first, part.slot += first, part.committed += first;
-    part.scratch += first, part.path += size_t(first) * depth;
-    const Live live{rows.count, first, count};
-    run_layers(backend, model, {live, part, cache.view(), act}, residual.slice(first, count),
-               arena);
-    run_head(backend, model, live, residual, pick + first, act, logits.slice(first, count), arena);
+    const Live live{rows.count, rows.block_row, count};
+    const Pass pass{live, rows, cache.view(), act, residual};
+    embed_rows(backend, model, pass);
+    run_layers(backend, model, pass, pass_memory);
+    run_head(backend, model, live, residual, pick, act, logits.slice(first, count), pass_memory);
+    backend.advance({rows.block_row, count});
   }
   std::vector<float> host(size_t(n) * vocab);
   backend.read(host.data(), logits.data, logits.bytes());

@@ -19,20 +19,20 @@ class MaskedSlotsBackend : public CpuBackend {
   using CpuBackend::CpuBackend;
   void attention(const AttentionArgs& a) override {
     for (int i = 0; i < live_rows(a.live); ++i)
-      for (int h = 0; h < a.heads; ++h) attend(a, i, h);
+      for (int h = 0; h < a.heads; ++h) attend(a, i, first_row(a.live) + i, h);
   }
 
  private:
-  static void attend(const AttentionArgs& a, int i, int h) {
+  static void attend(const AttentionArgs& a, int i, int row, int h) {
     const KVLayout l = kv_layout(a.kv.spec);
     const DType t = a.kv.spec.dtype;
     const int dim = a.kv.spec.head_dim, kv_head = h / (a.heads / a.kv.spec.kv_heads);
     const auto* base =
-        static_cast<const uint16_t*>(a.kv.data) + kv_base(l, a.layer, a.rows.slot[i]);
-    const int committed = a.rows.committed[i], own = a.rows.scratch[i];
+        static_cast<const uint16_t*>(a.kv.data) + kv_base(l, a.layer, a.rows.slot[row]);
+    const int committed = a.rows.committed[row], own = a.rows.scratch[row];
     const int slots = committed + (own < 0 ? 0 : own + 1);
-    const uint16_t* path = a.rows.path + size_t(i) * a.rows.depth;
-    const uint16_t* end = path + (own < 0 ? 0 : a.rows.position[i] - committed + 1);
+    const uint16_t* path = a.rows.path + size_t(row) * a.rows.depth;
+    const uint16_t* end = path + (own < 0 ? 0 : a.rows.position[row] - committed + 1);
     const uint16_t* q = a.q.as<uint16_t>() + (size_t(i) * a.heads + h) * dim;
 
     float most = -INFINITY, sum = 0;
@@ -99,11 +99,13 @@ class StaleRootBackend : public CpuBackend {
   using CpuBackend::CpuBackend;
   void rope_append(const RopeAppendArgs& a) override {
     // Their own entries go to the last scratch slot, which no tree of the check uses.
-    for (int i = 0; i < live_rows(a.live); ++i)
-      if (a.rows.scratch[i] == 0) a.rows.scratch[i] = a.kv.spec.scratch - 1;
+    const int first = first_row(a.live), last = a.to.kv.spec.scratch - 1;
+    int32_t* const scratch = a.to.rows.scratch;
+    for (int i = first; i < first + live_rows(a.live); ++i)
+      if (scratch[i] == 0) scratch[i] = last;
     CpuBackend::rope_append(a);
-    for (int i = 0; i < live_rows(a.live); ++i)
-      if (a.rows.scratch[i] == a.kv.spec.scratch - 1) a.rows.scratch[i] = 0;
+    for (int i = first; i < first + live_rows(a.live); ++i)
+      if (scratch[i] == last) scratch[i] = 0;
   }
 };
 

@@ -129,6 +129,25 @@ class FakeVerifier final : public Verifier {
       verify_one(*batch[i], trees, static_cast<int>(i), out[i]);
   }
 
+  void extend(Batch batch, std::span<const int> wanted, std::span<RoundResult> out) override {
+    for (size_t i = 0; i < batch.size(); ++i) {
+      Sequence s = *batch[i];
+      Sequence* const one[] = {&s};
+      DraftTrees root(1, 2);
+      RoundResult all, said;
+      while (all.emitted < wanted[i] && room(s) >= 1) {
+        ++rounds;
+        if (all.emitted > 0) sync(one);
+        root.reset(0, s.tokens.back());
+        verify_one(s, root, 0, said);
+        s.tokens.push_back(said.token[0]);
+        all.token[all.emitted] = said.token[0], all.logit[all.emitted++] = said.logit[0];
+      }
+      usable_[s.slot] = static_cast<int>(batch[i]->tokens.size()) - 1;
+      out[i] = all;
+    }
+  }
+
   int rounds = 0, largest_batch_tree = 0;
 
  private:

@@ -37,6 +37,11 @@ class CountedVerifier final : public Verifier {
     ++counts_.rounds;
     inner_->verify(batch, trees, out);
   }
+  TreeView trees() const override { return inner_->trees(); }
+  void extend(Batch batch, std::span<const int> wanted, std::span<RoundResult> out) override {
+    ++counts_.rounds;
+    inner_->extend(batch, wanted, out);
+  }
 
  private:
   std::unique_ptr<ModelVerifier> inner_;

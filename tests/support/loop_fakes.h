@@ -93,6 +93,9 @@ class FakeVerifier final : public Verifier {
     note(call);
   }
 
+  void extend(Batch, std::span<const int>, std::span<RoundResult>) override {
+    throw std::logic_error("the target is no leaf");
+  }
   void verify(Batch batch, const DraftTrees& trees, std::span<RoundResult> out) override {
     if (options_.fail_at && ++rounds_ == options_.fail_at)
       throw Error(Code::internal, "the device went away");

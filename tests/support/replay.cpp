@@ -56,7 +56,8 @@ std::shared_ptr<const Model> load_cell(Backend& backend, const Cell& cell, int p
 Rig::Rig(Backend& b, std::shared_ptr<const Model> m, const RigOptions& o,
          std::shared_ptr<KVCache> shared)
     : backend(b), model(std::move(m)), cache(std::move(shared)) {
-  if (!cache) cache = make_cache(backend, *model, o.context, o.tree_capacity, o.sequences);
+  if (!cache)
+    cache = make_cache(backend, *model, o.context, o.tree_capacity, o.sequences, o.features);
   const int vocab = model->config().vocab;
   rules = std::make_shared<RuleTable>(backend, o.sequences, vocab, o.context);
   VerifierOptions options;
@@ -97,6 +98,16 @@ std::vector<uint16_t> entries(Rig& rig, int slot, int count) {
   const KVSpec& s = rig.cache->spec();
   std::vector<uint16_t> out(size_t(s.layers) * 2 * count * s.kv_heads * s.head_dim);
   rig.backend.read_entries(out.data(), rig.cache->view(), slot, 0, count);
+  rig.backend.wait();
+  const auto carried = features(rig, slot, count);
+  out.insert(out.end(), carried.begin(), carried.end());
+  return out;
+}
+
+std::vector<uint16_t> features(Rig& rig, int slot, int count) {
+  const FeatureSpec& f = rig.cache->spec().features;
+  std::vector<uint16_t> out(size_t(count) * f.count * f.width);
+  rig.backend.read_features(out.data(), rig.cache->view(), slot, 0, count);
   rig.backend.wait();
   return out;
 }

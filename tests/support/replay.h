@@ -32,6 +32,7 @@ struct RigOptions {
   int sequences = 1, context = 512, tree_capacity = 64, block = 64, catch_up = 16;
   LevelId level = 0;
   Act act = Act::a16;
+  FeatureSpec features;  // that the cache's entries carry
 };
 
 /// A verifier with its cache and rules, ready to be asked.
@@ -76,8 +77,10 @@ void grow_tree(DraftTrees&, int i, const Sequence&, int nodes, Rig& plain, const
                TestRandom&);
 
 std::vector<Token> random_text(int n, int vocab, uint64_t seed);
-/// Entries [0, count) of a slot.
+/// Entries [0, count) of a slot, with the features they carry.
 std::vector<uint16_t> entries(Rig&, int slot, int count);
+/// Those alone.
+std::vector<uint16_t> features(Rig&, int slot, int count);
 
 /// One whole check: `lengths[i]` tokens of random text for sequence i, a random tree each.
 Differences check_lengths(Rig& subject, Rig& plain, const std::vector<int>& lengths, int most_nodes,

@@ -97,7 +97,8 @@ class RoundTables {
     r.capacity = static_cast<int>(position_.size()), r.depth = capacity_;
     r.count = &row_count_, r.position = position_.data(), r.node_count = &node_count_;
     r.node_row = node_row_.data(), r.node_sequence = node_sequence_.data();
-    r.node_index = node_index_.data();
+    r.node_index = node_index_.data(), r.sequences = sequence_count_;
+    r.sequence_node = sequence_node_.data();
     return r;
   }
   RuleView rules() {
@@ -109,7 +110,7 @@ class RoundTables {
   void rebuild() {
     sequence_count_ = static_cast<int32_t>(entries_.size());
     tokens_.clear(), position_.clear(), node_row_.clear();
-    node_sequence_.clear(), node_index_.clear();
+    node_sequence_.clear(), node_index_.clear(), sequence_node_.assign(1, 0);
     for (int s = 0; s < sequence_count_; ++s) {
       PlanEntry& e = entries_[s];
       e.slot = s, e.first_missing = static_cast<int32_t>(tokens_.size());
@@ -125,6 +126,7 @@ class RoundTables {
         node_sequence_.push_back(s), node_index_.push_back(x);
         position_.push_back(position(s, x));
       }
+      sequence_node_.push_back(static_cast<int32_t>(node_row_.size()));
     }
     row_count_ = static_cast<int32_t>(position_.size());
     node_count_ = static_cast<int32_t>(node_row_.size());
@@ -135,7 +137,8 @@ class RoundTables {
   std::vector<PlanEntry> entries_;
   std::vector<int32_t> tree_count_, tree_token_, tree_parent_;
   std::vector<std::vector<Token>> tentative_;
-  std::vector<int32_t> tokens_, position_, node_row_, node_sequence_, node_index_, choice_;
+  std::vector<int32_t> tokens_, position_, node_row_, node_sequence_, node_index_, choice_,
+      sequence_node_;
   std::vector<float> choice_logit_;
   std::vector<RuleParams> params_;
   std::vector<uint32_t> counts_;

@@ -25,22 +25,32 @@ class CpuBackend : public Backend {
   void read(void* host_to, const void* from, size_t bytes) override;
   void wait() override;
   std::unique_ptr<Recording> record(const std::function<void()>& body) override;
+  std::vector<int> row_buckets() const override { return {1, 2, 4, 8, 16, 32, 64, 128}; }
   size_t kv_bytes(const KVSpec&) const override;
   void read_entries(uint16_t* host_to, const KVView&, int slot, int first, int count) override;
+  void read_features(uint16_t* host_to, const KVView&, int slot, int first, int count) override;
 
+  size_t workspace_bytes(const ProjectArgs&) const override;
+  size_t workspace_bytes(const AttentionArgs&) const override { return 0; }
   void expand(const ExpandArgs&) override;
   void embed(const EmbedArgs&) override;
-  void rms_norm(const RmsNormArgs&) override;
-  void quantize(const QuantizeArgs&) override;
-  void linear(const LinearArgs&) override;
-  void rope_append(const RopeAppendArgs&) override;
+  void project(const ProjectArgs&) override;
   void attention(const AttentionArgs&) override;
-  void gated_act(const GatedActArgs&) override;
+  void feature(const FeatureArgs&) override;
+  void advance(const AdvanceArgs&) override;
+  void follow(const FollowArgs&) override;
   void choose(const ChooseArgs&) override;
   void logprobs(const LogprobArgs&) override;
   void accept(const AcceptArgs&) override;
   void keep(const KeepArgs&) override;
   void count(const CountArgs&) override;
+
+  // What project() is composed of, in this order.
+  virtual void rms_norm(const RmsNormArgs&);
+  virtual void quantize(const QuantizeArgs&);
+  virtual void linear(const LinearArgs&);
+  virtual void rope_append(const RopeAppendArgs&);
+  virtual void gated_act(const GatedActArgs&);
 
  private:
   const CpuKernels& kernels_;

@@ -5,10 +5,13 @@
 //     values of the region   [kv_head][position][head_dim]
 //     keys of the scratch    [slot][kv_head][head_dim]
 //     values of the scratch  [slot][kv_head][head_dim]
+//   for each sequence, where entries carry features:
+//     of the region          [position][feature][width]
+//     of the scratch         [slot][feature][width]
 //
 // Keys of the region lie in blocks of 16 positions so that one 64-byte load holds two elements of
-// 16 keys, which is what a bf16 dot-product instruction takes. Each of the four parts begins on a
-// 64-byte border.
+// 16 keys, which is what a bf16 dot-product instruction takes. Each part begins on a 64-byte
+// border.
 #pragma once
 
 #include "backends/backend.h"
@@ -19,9 +22,11 @@ constexpr int kKeyBlock = 16;
 static_assert(kAttentionStep == 2 * kKeyBlock);
 
 struct KVLayout {
-  size_t head_dim, kv_heads, positions, sequences;
-  size_t region;   // elements of the keys (or the values) of one region
-  size_t scratch;  // elements of the keys (or the values) of one scratch area
+  size_t head_dim, kv_heads, positions, sequences, layers;
+  size_t region;          // elements of the keys (or the values) of one region
+  size_t scratch;         // elements of the keys (or the values) of one scratch area
+  size_t feature, width;  // elements of all features of an entry; of one
+  size_t feature_region, feature_scratch;  // elements of those of a region; of a scratch area
 };
 
 SL_INLINE KVLayout kv_layout(const KVSpec& s) {
@@ -29,7 +34,13 @@ SL_INLINE KVLayout kv_layout(const KVSpec& s) {
   l.head_dim = static_cast<size_t>(s.head_dim), l.kv_heads = static_cast<size_t>(s.kv_heads);
   l.positions = static_cast<size_t>(s.positions), l.sequences = static_cast<size_t>(s.sequences);
   l.region = l.kv_heads * l.positions * l.head_dim;
-  l.scratch = (static_cast<size_t>(s.scratch) * l.kv_heads * l.head_dim + 31) / 32 * 32;
+  l.layers = static_cast<size_t>(s.layers);
+  const size_t slots = static_cast<size_t>(s.scratch);
+  l.scratch = (slots * l.kv_heads * l.head_dim + 31) / 32 * 32;
+  l.width = static_cast<size_t>(s.features.width);
+  l.feature = static_cast<size_t>(s.features.count) * l.width;
+  l.feature_region = (l.positions * l.feature + 31) / 32 * 32;
+  l.feature_scratch = (slots * l.feature + 31) / 32 * 32;
   return l;
 }
 
@@ -67,6 +78,19 @@ SL_INLINE size_t scratch_key(const KVLayout& l, int slot, int kv_head) {
 }
 SL_INLINE size_t scratch_value(const KVLayout& l, int slot, int kv_head) {
   return scratch_key(l, slot, kv_head) + l.scratch;
+}
+
+/// Elements the features of one sequence take, and the first of them.
+SL_INLINE size_t feature_stride(const KVLayout& l) { return l.feature_region + l.feature_scratch; }
+SL_INLINE size_t feature_base(const KVLayout& l, int slot) {
+  return kv_base(l, static_cast<int>(l.layers), 0) + static_cast<size_t>(slot) * feature_stride(l);
+}
+/// The features [count][width] of a position, and of a scratch slot.
+SL_INLINE size_t feature_at(const KVLayout& l, int slot, int position) {
+  return feature_base(l, slot) + static_cast<size_t>(position) * l.feature;
+}
+SL_INLINE size_t scratch_feature(const KVLayout& l, int slot, int node) {
+  return feature_base(l, slot) + l.feature_region + static_cast<size_t>(node) * l.feature;
 }
 
 /// Copies a key [head_dim] into its column of a key block.

@@ -82,11 +82,13 @@ void run(const LinearArgs& a, Lane lane) {
 
 #endif
 
+constexpr CpuKernel kRun{{}, run};
+
 }  // namespace
 
 extern const LinearKernel dense_kernels[] = {{"dense", Act::a16, "cpu/" SL_ISA_NAME, "dense.t32",
                                               dense::supports, dense::packed_bytes, dense::pack,
-                                              run}};
+                                              &kRun}};
 extern const int dense_kernel_count = 1;
 
 }  // namespace stepladder::SL_ISA

@@ -115,11 +115,13 @@ void run(const LinearArgs& a, Lane lane) { product<Codec, Act::a16>(a, Codec(a),
 
 #endif
 
+constexpr CpuKernel kRun{{}, run};
+
 }  // namespace
 
 extern const LinearKernel mxfp4_kernels[] = {{"mxfp4", Act::a16, "cpu/" SL_ISA_NAME, "mxfp4.t32",
                                               mxfp4::supports, mxfp4::packed_bytes, mxfp4::pack,
-                                              run}};
+                                              &kRun}};
 extern const int mxfp4_kernel_count = 1;
 
 }  // namespace stepladder::SL_ISA

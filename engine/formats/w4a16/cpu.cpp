@@ -102,13 +102,15 @@ void run_a8(const LinearArgs& a, Lane lane) { product<Codec, Act::a8>(a, Codec(a
 
 #endif
 
+constexpr CpuKernel kRunA16{{}, run_a16}, kRunA8{{}, run_a8};
+
 }  // namespace
 
 extern const LinearKernel w4a16_kernels[] = {
     {"w4a16", Act::a16, "cpu/" SL_ISA_NAME, "w4a16.t32", w4a16::supports, w4a16::packed_bytes,
-     w4a16::pack, run_a16},
+     w4a16::pack, &kRunA16},
     {"w4a16", Act::a8, "cpu/" SL_ISA_NAME, "w4a16.t32", w4a16::supports, w4a16::packed_bytes,
-     w4a16::pack, run_a8}};
+     w4a16::pack, &kRunA8}};
 extern const int w4a16_kernel_count = 2;
 
 }  // namespace stepladder::SL_ISA

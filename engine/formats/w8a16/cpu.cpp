@@ -116,6 +116,8 @@ void run(const LinearArgs& a, Lane lane) { product<Int8, Act::a16>(a, Int8(a), l
 
 #endif
 
+constexpr CpuKernel kRun{{}, run};
+
 }  // namespace
 
 #ifdef SL_ISA_avx512
@@ -124,7 +126,7 @@ void run(const LinearArgs& a, Lane lane) { product<Int8, Act::a16>(a, Int8(a), l
 #define SL_LAYOUT "w8a16.plain", w8a16::supports, w8a16::plain_bytes, w8a16::pack_plain
 #endif
 extern const LinearKernel w8a16_kernels[] = {
-    {"w8a16", Act::a16, "cpu/" SL_ISA_NAME, SL_LAYOUT, run}};
+    {"w8a16", Act::a16, "cpu/" SL_ISA_NAME, SL_LAYOUT, &kRun}};
 extern const int w8a16_kernel_count = 1;
 
 }  // namespace stepladder::SL_ISA

@@ -58,10 +58,13 @@ void run(const LinearArgs& a, Lane lane) { product<Codec, Act::a8>(a, Codec(a), 
 
 #endif
 
+constexpr CpuKernel kRun{{}, run};
+
 }  // namespace
 
 extern const LinearKernel w8a8_kernels[] = {{"w8a8", Act::a8, "cpu/" SL_ISA_NAME, "w8a8.t32",
-                                             w8a8::supports, w8a8::packed_bytes, w8a8::pack, run}};
+                                             w8a8::supports, w8a8::packed_bytes, w8a8::pack,
+                                             &kRun}};
 extern const int w8a8_kernel_count = 1;
 
 }  // namespace stepladder::SL_ISA

@@ -113,7 +113,7 @@ void FarBackend::move(T*& pointer, size_t count, const char* what) const {
 void FarBackend::move(Tensor& t, const char* what) const { t.data = near(t.data, t.bytes(), what); }
 void FarBackend::move(Live& live) const {
   check(live.total != nullptr, Code::internal, "far backend: no live count");
-  move(live.total, 1, "live.total");
+  move(live.total, 1, "live.total"), move(live.first, 1, "live.first");
 }
 void FarBackend::move(Rows& r) const {
   const size_t n = static_cast<size_t>(r.capacity);
@@ -128,6 +128,9 @@ void FarBackend::move(Rows& r) const {
   move(r.node_row, n, "rows.node_row");
   move(r.node_sequence, n, "rows.node_sequence");
   move(r.node_index, n, "rows.node_index");
+  move(r.sequence_row, static_cast<size_t>(r.sequences) + 1, "rows.sequence_row");
+  move(r.sequence_node, static_cast<size_t>(r.sequences) + 1, "rows.sequence_node");
+  move(r.block_row, 1, "rows.block_row"), move(r.block_node, 1, "rows.block_node");
 }
 void FarBackend::move(TreeView& t) const {
   const size_t nodes = static_cast<size_t>(t.sequences) * t.capacity;
@@ -153,15 +156,11 @@ void FarBackend::move(ChoiceView& c, size_t count) const {
 void FarBackend::move(KVView& kv) const {
   kv.data = near(kv.data, cpu_->kv_bytes(kv.spec), "kv.data");
 }
-void FarBackend::move(QuantizeArgs& a) const {
-  const size_t rows = static_cast<size_t>(a.live.capacity);
-  const size_t k = static_cast<size_t>(a.x.cols);
-  const size_t groups = a.group > 0 ? k / static_cast<size_t>(a.group) : 0;
-  move(a.live);
-  move(a.x, "quantize.x");
-  move(a.q, rows * k, "quantize.q");
-  move(a.scale, rows * groups, "quantize.scale");
-  move(a.sum, rows * groups, "quantize.sum");
+void FarBackend::move(RopeAppend& a) const {
+  const size_t dim = static_cast<size_t>(a.kv.spec.head_dim);
+  move(a.rows), move(a.q, "rope.q"), move(a.kv);
+  move(a.q_norm, dim, "rope.q_norm"), move(a.k_norm, dim, "rope.k_norm");
+  move(a.rope, 0, "rope.table");
 }
 
 // ---- the queue -----------------------------------------------------------------------------
@@ -172,11 +171,19 @@ void FarBackend::outside_recordings(const char* what) const {
 
 void FarBackend::queue(Work work) {
   if (recording_) {
+    ++counters_.recorded;
     recording_->push_back(std::move(work));
   } else {
     ++counters_.operators;
     queue_.push_back(std::move(work));
   }
+}
+
+void FarBackend::own(const std::vector<Piece>& pieces,
+                     std::function<void(std::span<void* const>)> work) {
+  std::vector<void*> at;
+  for (const Piece& p : pieces) at.push_back(near(p.far, p.bytes, "a piece of a test's own"));
+  queue([at = std::move(at), work = std::move(work)] { work(at); });
 }
 
 void FarBackend::upload(void* to, const void* host_from, size_t bytes) {
@@ -236,6 +243,16 @@ void FarBackend::read_entries(uint16_t* host_to, const KVView& kv, int slot, int
   queue_.push_back([=, this] { cpu_->read_entries(host_to, view, slot, first, count); });
 }
 
+std::vector<int> FarBackend::row_buckets() const { return cpu_->row_buckets(); }
+
+void FarBackend::read_features(uint16_t* host_to, const KVView& kv, int slot, int first,
+                               int count) {
+  outside_recordings("read_features");
+  KVView view = kv;
+  move(view);
+  queue_.push_back([=, this] { cpu_->read_features(host_to, view, slot, first, count); });
+}
+
 void FarBackend::expand(const ExpandArgs& args) {
   ExpandArgs a = args;
   move(a.plan), move(a.trees), move(a.rows);
@@ -250,53 +267,61 @@ void FarBackend::embed(const EmbedArgs& args) {
   queue([=, this] { cpu_->embed(a); });
 }
 
-void FarBackend::rms_norm(const RmsNormArgs& args) {
-  RmsNormArgs a = args;
-  move(a.live), move(a.x, "rms_norm.x"), move(a.out, "rms_norm.out");
-  move(a.pick, static_cast<size_t>(a.live.capacity), "rms_norm.pick");
-  move(a.weight, static_cast<size_t>(a.x.cols), "rms_norm.weight");
-  queue([=, this] { cpu_->rms_norm(a); });
+size_t FarBackend::workspace_bytes(const ProjectArgs& a) const { return cpu_->workspace_bytes(a); }
+size_t FarBackend::workspace_bytes(const AttentionArgs& a) const {
+  return cpu_->workspace_bytes(a);
 }
 
-void FarBackend::quantize(const QuantizeArgs& args) {
-  QuantizeArgs a = args;
-  move(a);
-  queue([=, this] { cpu_->quantize(a); });
-}
-
-void FarBackend::linear(const LinearArgs& args) {
-  LinearArgs a = args;
-  move(a.live), move(a.y, "linear.y"), move(a.x, "linear.x");
-  if (a.act == Act::a8) move(a.x8);
-  a.weight.data = near(a.weight.data, a.weight.bytes, "linear.weight");
-  move(a.weight.bias, static_cast<size_t>(a.weight.n), "linear.bias");
-  queue([=, this] { cpu_->linear(a); });
-}
-
-void FarBackend::rope_append(const RopeAppendArgs& args) {
-  RopeAppendArgs a = args;
-  const size_t dim = static_cast<size_t>(a.kv.spec.head_dim);
-  move(a.live), move(a.rows), move(a.qkv, "rope.qkv"), move(a.q, "rope.q"), move(a.kv);
-  move(a.q_norm, dim, "rope.q_norm"), move(a.k_norm, dim, "rope.k_norm");
-  move(a.rope, 0, "rope.table");
-  queue([=, this] { cpu_->rope_append(a); });
+void FarBackend::project(const ProjectArgs& args) {
+  ProjectArgs a = args;
+  const size_t n = static_cast<size_t>(a.weight.packed.n),
+               k = static_cast<size_t>(a.weight.packed.k);
+  move(a.live), move(a.input.x, "project.x");
+  move(a.input.norm, k, "project.norm");
+  move(a.input.pick, static_cast<size_t>(a.live.capacity), "project.pick");
+  PackedWeight& weight = a.weight.packed;
+  weight.data = near(weight.data, weight.bytes, "project.weight");
+  move(weight.bias, n, "project.bias");
+  if (auto* store = std::get_if<Store>(&a.result)) move(store->y, "project.y");
+  if (auto* add = std::get_if<AddTo>(&a.result)) move(add->residual, "project.residual");
+  if (auto* rope = std::get_if<RopeAppend>(&a.result)) move(*rope);
+  if (auto* gate = std::get_if<Gate>(&a.result)) move(gate->out, "project.out");
+  a.workspace = near(a.workspace, cpu_->workspace_bytes(args), "project.workspace");
+  queue([=, this] { cpu_->project(a); });
 }
 
 void FarBackend::attention(const AttentionArgs& args) {
   AttentionArgs a = args;
   move(a.live), move(a.rows), move(a.q, "attention.q"), move(a.out, "attention.out"), move(a.kv);
+  a.workspace = near(a.workspace, cpu_->workspace_bytes(args), "attention.workspace");
   queue([=, this] { cpu_->attention(a); });
 }
 
-void FarBackend::gated_act(const GatedActArgs& args) {
-  GatedActArgs a = args;
-  move(a.live), move(a.gate_up, "gated_act.gate_up"), move(a.out, "gated_act.out");
-  queue([=, this] { cpu_->gated_act(a); });
+void FarBackend::feature(const FeatureArgs& args) {
+  FeatureArgs a = args;
+  move(a.live), move(a.rows), move(a.x, "feature.x"), move(a.kv);
+  move(a.norm, static_cast<size_t>(a.x.cols), "feature.norm");
+  queue([=, this] { cpu_->feature(a); });
+}
+
+void FarBackend::advance(const AdvanceArgs& args) {
+  AdvanceArgs a = args;
+  move(a.at, 1, "advance.at");
+  queue([=, this] { cpu_->advance(a); });
+}
+
+void FarBackend::follow(const FollowArgs& args) {
+  FollowArgs a = args;
+  const size_t n = static_cast<size_t>(a.capacity);
+  move(a.count, 1, "follow.count"), move(a.entries, n, "follow.entries");
+  move(a.tokens, 0, "follow.tokens"), move(a.trees);
+  move(a.result, n, "follow.result"), move(a.out, n, "follow.out");
+  queue([=, this] { cpu_->follow(a); });
 }
 
 void FarBackend::choose(const ChooseArgs& args) {
   ChooseArgs a = args;
-  const size_t nodes = static_cast<size_t>(a.live.first + a.live.capacity);
+  const size_t nodes = static_cast<size_t>(a.live.capacity);
   move(a.live), move(a.logits, "choose.logits"), move(a.plan), move(a.trees), move(a.rows);
   move(a.rules), move(a.out, nodes);
   queue([=, this] { cpu_->choose(a); });
@@ -304,10 +329,10 @@ void FarBackend::choose(const ChooseArgs& args) {
 
 void FarBackend::logprobs(const LogprobArgs& args) {
   LogprobArgs a = args;
-  const size_t nodes = static_cast<size_t>(a.live.first + a.live.capacity);
-  const size_t top = nodes * static_cast<size_t>(a.top);
+  const size_t nodes = static_cast<size_t>(a.live.capacity);
+  const size_t top = nodes * static_cast<size_t>(a.most);
   move(a.live), move(a.logits, "logprobs.logits"), move(a.choices, nodes);
-  move(a.chosen, nodes, "logprobs.chosen");
+  move(a.asked, 1, "logprobs.asked"), move(a.chosen, nodes, "logprobs.chosen");
   move(a.top_token, top, "logprobs.top_token"), move(a.top_logprob, top, "logprobs.top_logprob");
   queue([=, this] { cpu_->logprobs(a); });
 }

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,7 @@ struct FarCounters {
   int64_t waits = 0;
   int64_t recordings = 0, replays = 0;
   int64_t operators = 0;  // queued outside recordings, one by one
+  int64_t recorded = 0;   // queued inside them
   int64_t allocations = 0;
 };
 
@@ -44,6 +46,14 @@ class FarBackend : public Backend {
   /// Queued pieces of work that have not run yet.
   size_t pending() const { return queue_.size(); }
 
+  /// A piece of this backend's memory.
+  struct Piece {
+    const void* far = nullptr;
+    size_t bytes = 0;
+  };
+  /// Queues an operator of a test's own, which gets the readable addresses of the pieces.
+  void own(const std::vector<Piece>& pieces, std::function<void(std::span<void* const>)> work);
+
   void* allocate(size_t bytes) override;
   void release(void* memory, size_t bytes) noexcept override;
   void upload(void* to, const void* host_from, size_t bytes) override;
@@ -51,16 +61,19 @@ class FarBackend : public Backend {
   void wait() override;
   std::unique_ptr<Recording> record(const std::function<void()>& body) override;
   size_t kv_bytes(const KVSpec&) const override;
+  std::vector<int> row_buckets() const override;
   void read_entries(uint16_t* host_to, const KVView&, int slot, int first, int count) override;
+  void read_features(uint16_t* host_to, const KVView&, int slot, int first, int count) override;
 
+  size_t workspace_bytes(const ProjectArgs&) const override;
+  size_t workspace_bytes(const AttentionArgs&) const override;
   void expand(const ExpandArgs&) override;
   void embed(const EmbedArgs&) override;
-  void rms_norm(const RmsNormArgs&) override;
-  void quantize(const QuantizeArgs&) override;
-  void linear(const LinearArgs&) override;
-  void rope_append(const RopeAppendArgs&) override;
+  void project(const ProjectArgs&) override;
   void attention(const AttentionArgs&) override;
-  void gated_act(const GatedActArgs&) override;
+  void feature(const FeatureArgs&) override;
+  void advance(const AdvanceArgs&) override;
+  void follow(const FollowArgs&) override;
   void choose(const ChooseArgs&) override;
   void logprobs(const LogprobArgs&) override;
   void accept(const AcceptArgs&) override;
@@ -88,7 +101,7 @@ class FarBackend : public Backend {
   void move(RuleView&) const;
   void move(ChoiceView&, size_t count) const;
   void move(KVView&) const;
-  void move(QuantizeArgs&) const;
+  void move(RopeAppend&) const;
   /// To the recording being made, else to the queue.
   void queue(Work);
   void outside_recordings(const char* what) const;

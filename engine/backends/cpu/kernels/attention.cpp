@@ -121,7 +121,8 @@ class Lanework {
         dim_(a.kv.spec.head_dim),
         padded_(padded_dim(a.kv.spec.head_dim)),
         type_(a.kv.spec.dtype),
-        scale_(a.scale * kLog2e) {}
+        scale_(a.scale * kLog2e),
+        first_(first_row(a.live)) {}
 
   /// Query heads [from.head..) of row from.row up to, not including, head to.head of row to.row.
   struct Place {
@@ -148,9 +149,10 @@ class Lanework {
   void add(int row, int head, int heads) {
     Job& j = job_[jobs_];
     j.row = row, j.head = head, j.heads = heads;
-    j.committed = a_.rows.committed[row];
+    j.committed = a_.rows.committed[first_ + row];
     j.steps = j.committed / kAttentionStep;
-    j.base = static_cast<const uint16_t*>(a_.kv.data) + kv_base(l_, a_.layer, a_.rows.slot[row]);
+    j.base = static_cast<const uint16_t*>(a_.kv.data) +
+             kv_base(l_, a_.layer, a_.rows.slot[first_ + row]);
     for (int h = 0; h < heads; ++h)
       j.q[h] = row_of<uint16_t>(a_.q, row) + static_cast<int64_t>(head + h) * dim_;
     for (int h = 0; h < kHeads; ++h) {
@@ -185,8 +187,8 @@ class Lanework {
   }
 
   void tail(const Job& j, int kv_head, Running& run, float* sum) {
-    const uint16_t* path = a_.rows.path + static_cast<int64_t>(j.row) * a_.rows.depth;
-    const int keys = a_.rows.position[j.row] + 1;  // the row sees itself
+    const uint16_t* path = a_.rows.path + static_cast<int64_t>(first_ + j.row) * a_.rows.depth;
+    const int keys = a_.rows.position[first_ + j.row] + 1;  // the row sees itself
     tail_.open(l_, j.base, kv_head, j.committed);
     for (int first = j.steps * kAttentionStep; first < keys; first += kAttentionStep) {
       const int valid = keys - first < kAttentionStep ? keys - first : kAttentionStep;
@@ -210,6 +212,7 @@ class Lanework {
   const int dim_, padded_;
   const DType type_;
   const float scale_;
+  const int first_;  // the block's first row in the round
   int jobs_ = 0;
   Job job_[kTileRows];
   Running run_[kTileRows];
@@ -218,7 +221,9 @@ class Lanework {
 };
 
 /// Work of a row, in keys; the constant stands for what a row costs however few it sees.
-SL_INLINE int64_t work_of(const AttentionArgs& a, int row) { return a.rows.position[row] + 64; }
+SL_INLINE int64_t work_of(const AttentionArgs& a, int row) {
+  return a.rows.position[first_row(a.live) + row] + 64;
+}
 
 /// Where share number `part` begins when rows and heads are dealt out by their work.
 SL_INLINE Lanework::Place border(const AttentionArgs& a, int rows, int part, int parts) {

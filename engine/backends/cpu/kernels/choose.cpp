@@ -442,7 +442,7 @@ SL_INLINE bool all_finite(const float* logits, int n) {
 void choose(const ChooseArgs& a, Lane lane) {
   const Share mine = share(live_rows(a.live), lane);
   for (int j = mine.begin; j < mine.end; ++j)
-    choose_node(a, a.live.first + j,
+    choose_node(a, first_row(a.live) + j,
                 static_cast<const float*>(a.logits.data) + size_t(j) * size_t(a.logits.cols));
 }
 

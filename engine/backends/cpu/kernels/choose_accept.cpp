@@ -64,54 +64,53 @@ void likeliest(const float* logits, int vocab, int n, int32_t* token, float* val
 
 void logprobs(const LogprobArgs& a, Lane lane) {
   const Share mine = share(live_rows(a.live), lane);
+  const int first = first_row(a.live);
   for (int j = mine.begin; j < mine.end; ++j) {
-    const int node = a.live.first + j;
+    const int node = first + j;
     const float* logits =
         static_cast<const float*>(a.logits.data) + size_t(j) * size_t(a.logits.cols);
     const float top = largest(logits, a.vocab);
     const double log_total = log_sum(logits, a.vocab, top);
     a.chosen[node] = logprob(logits[a.choices.token[node]], top, log_total);
-    if (a.top <= 0) continue;
-    float* values = a.top_logprob + size_t(node) * size_t(a.top);
-    likeliest(logits, a.vocab, a.top, a.top_token + size_t(node) * size_t(a.top), values);
-    for (int i = 0; i < a.top; ++i) values[i] = logprob(values[i], top, log_total);
+    const int wanted = *a.asked < a.most ? *a.asked : a.most;
+    if (wanted <= 0) continue;
+    float* values = a.top_logprob + size_t(node) * size_t(a.most);
+    likeliest(logits, a.vocab, wanted, a.top_token + size_t(node) * size_t(a.most), values);
+    for (int i = 0; i < wanted; ++i) values[i] = logprob(values[i], top, log_total);
   }
 }
 
 void accept(const AcceptArgs& a, Lane lane) {
   const int sequences = *a.plan.count;
   const Share mine = share(sequences, lane);
-  int base = 0;  // index over all nodes of the sequence's root
-  for (int s = 0; s < mine.end; ++s) {
-    const int nodes = a.trees.count[s];
-    if (s >= mine.begin) {
-      const size_t tree = size_t(s) * size_t(a.trees.capacity);
-      RoundResult& result = a.result[s];
-      int32_t* path = a.path + size_t(s) * kMaxEmitted;
-      int32_t* path_node = a.path_node + size_t(s) * kMaxEmitted;
-      int emitted = 0;
-      for (int node = 0; node < nodes && emitted < kMaxEmitted;) {
-        const int32_t token = a.choices.token[base + node];
-        path[emitted] = node, path_node[emitted] = base + node;
-        result.token[emitted] = token, result.logit[emitted] = a.choices.logit[base + node];
-        ++emitted;
-        int child = node + 1;
-        while (child < nodes &&
-               !(a.trees.parent[tree + child] == node && a.trees.token[tree + child] == token))
-          ++child;
-        node = child;
-      }
-      result.emitted = emitted;
-      for (int i = emitted; i < kMaxEmitted; ++i) {
-        result.token[i] = 0, result.logit[i] = 0;
-        path[i] = -1, path_node[i] = -1;
-      }
-      if (a.count) {
-        const size_t row = size_t(a.plan.entries[s].rule) * size_t(a.rules.vocab);
-        for (int i = 0; i < emitted; ++i) ++a.rules.counts[row + size_t(result.token[i])];
-      }
+  for (int s = mine.begin; s < mine.end; ++s) {
+    const int base = a.rows.sequence_node[s];  // index of the root over all nodes
+    const int nodes = a.rows.sequence_node[s + 1] - base;
+    const size_t tree = size_t(s) * size_t(a.trees.capacity);
+    RoundResult& result = a.result[s];
+    int32_t* path = a.path + size_t(s) * kMaxEmitted;
+    int32_t* path_node = a.path_node + size_t(s) * kMaxEmitted;
+    int emitted = 0;
+    for (int node = 0; node < nodes && emitted < kMaxEmitted;) {
+      const int32_t token = a.choices.token[base + node];
+      path[emitted] = node, path_node[emitted] = base + node;
+      result.token[emitted] = token, result.logit[emitted] = a.choices.logit[base + node];
+      ++emitted;
+      int child = node + 1;
+      while (child < nodes &&
+             !(a.trees.parent[tree + child] == node && a.trees.token[tree + child] == token))
+        ++child;
+      node = child;
     }
-    base += nodes;
+    result.emitted = emitted;
+    for (int i = emitted; i < kMaxEmitted; ++i) {
+      result.token[i] = 0, result.logit[i] = 0;
+      path[i] = -1, path_node[i] = -1;
+    }
+    if (a.count) {
+      const size_t row = size_t(a.plan.entries[s].rule) * size_t(a.rules.vocab);
+      for (int i = 0; i < emitted; ++i) ++a.rules.counts[row + size_t(result.token[i])];
+    }
   }
 }
 

@@ -29,20 +29,22 @@ SL_INLINE void rotate(const float* x, const float* norm, float eps, const float*
 
 }  // namespace
 
-void rope_append(const RopeAppendArgs& a, Lane lane) {
+void rope_append(const RopeAppendArgs& args, Lane lane) {
+  const RopeAppend& a = args.to;
   const KVLayout l = kv_layout(a.kv.spec);
   const int dim = a.kv.spec.head_dim, kv_heads = a.kv.spec.kv_heads;
   uint16_t* const data = static_cast<uint16_t*>(a.kv.data);
-  const Share s = share(live_rows(a.live), lane);
+  const Share s = share(live_rows(args.live), lane);
+  const int first = first_row(args.live);
   for (int i = s.begin; i < s.end; ++i) {
-    const int position = a.rows.position[i], scratch = a.rows.scratch[i];
+    const int row = first + i, position = a.rows.position[row], scratch = a.rows.scratch[row];
     const float* table = a.rope + int64_t{position} * dim;
-    const float* x = row_of<float>(a.qkv, i);
+    const float* x = row_of<float>(args.qkv, i);
     uint16_t* q = row_of<uint16_t>(a.q, i);
     for (int h = 0; h < a.heads; ++h, x += dim, q += dim)
       rotate(x, a.q_norm, a.eps, table, dim, a.q.dtype, q);
     const float* v = x + int64_t{kv_heads} * dim;
-    uint16_t* const base = data + kv_base(l, a.layer, a.rows.slot[i]);
+    uint16_t* const base = data + kv_base(l, a.layer, a.rows.slot[row]);
     for (int h = 0; h < kv_heads; ++h, x += dim, v += dim) {
       uint16_t key[kMaxHeadDim];
       rotate(x, a.k_norm, a.eps, table, dim, a.kv.spec.dtype, key);

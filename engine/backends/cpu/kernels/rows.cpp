@@ -55,6 +55,7 @@ void expand(const ExpandArgs& a, Lane lane) {
   const int sequences = *a.plan.count < a.plan.capacity ? *a.plan.count : a.plan.capacity;
   for (int i = 0; i < sequences; ++i) {
     const PlanEntry& e = a.plan.entries[i];
+    a.rows.sequence_row[i] = n, a.rows.sequence_node[i] = nodes;
     for (int j = 0; j < e.missing; ++j) {
       const int position = e.root_position - e.missing + j;
       if (!add_row(a.rows, n, a.plan.tokens[e.first_missing + j], position, e, position + 1, -1))
@@ -62,29 +63,83 @@ void expand(const ExpandArgs& a, Lane lane) {
     }
     if (i < a.trees.sequences) add_tree(a, i, e, n, nodes);
   }
+  for (int i = sequences; i <= a.rows.sequences; ++i)
+    a.rows.sequence_row[i] = n, a.rows.sequence_node[i] = nodes;
   *a.rows.count = n;
   *a.rows.node_count = nodes;
+  *a.rows.block_row = *a.rows.block_node = 0;
 }
 
 void embed(const EmbedArgs& a, Lane lane) {
   const int width = static_cast<int>(a.out.cols);
   const Share s = share(live_rows(a.live), lane);
-  for (int i = s.begin; i < s.end; ++i)
+  const int first = first_row(a.live);
+  for (int i = first + s.begin; i < first + s.end; ++i)
     widen(a.table.dtype, row_of<uint16_t>(a.table, a.token[i]), row_of<float>(a.out, i), width);
 }
+
+namespace {
+
+/// x through a norm, rounded.
+SL_INLINE void norm_row(DType t, const float* x, const float* weight, float eps, int width,
+                        uint16_t* out) {
+  const float mean = sum_of_squares(x, width) / static_cast<float>(width);
+  const float inverse = inverse_root(mean + eps);
+  if (t == DType::bf16)
+    for (int c = 0; c < width; ++c) out[c] = narrow_bf16(x[c] * inverse * weight[c]);
+  else
+    for (int c = 0; c < width; ++c) out[c] = narrow_f16(x[c] * inverse * weight[c]);
+}
+
+}  // namespace
 
 void rms_norm(const RmsNormArgs& a, Lane lane) {
   const int width = static_cast<int>(a.out.cols);
   const Share s = share(live_rows(a.live), lane);
+  const int first = first_row(a.live);
   for (int i = s.begin; i < s.end; ++i) {
-    const float* x = row_of<float>(a.x, a.pick ? a.pick[i] : i);
-    uint16_t* out = row_of<uint16_t>(a.out, i);
-    const float mean = sum_of_squares(x, width) / static_cast<float>(width);
-    const float inverse = inverse_root(mean + a.eps);
-    if (a.out.dtype == DType::bf16)
-      for (int c = 0; c < width; ++c) out[c] = narrow_bf16(x[c] * inverse * a.weight[c]);
+    const float* x = row_of<float>(a.x, a.pick ? a.pick[first + i] : first + i);
+    norm_row(a.out.dtype, x, a.weight, a.eps, width, row_of<uint16_t>(a.out, i));
+  }
+}
+
+void feature(const FeatureArgs& a, Lane lane) {
+  const KVLayout l = kv_layout(a.kv.spec);
+  const DType t = a.kv.spec.dtype;
+  const int width = static_cast<int>(a.x.cols), first = first_row(a.live);
+  const Share s = share(live_rows(a.live), lane);
+  for (int row = first + s.begin; row < first + s.end; ++row) {
+    const int slot = a.rows.slot[row], scratch = a.rows.scratch[row];
+    const size_t at = scratch >= 0 ? scratch_feature(l, slot, scratch)
+                                   : feature_at(l, slot, a.rows.position[row]);
+    uint16_t* out = static_cast<uint16_t*>(a.kv.data) + at + static_cast<size_t>(a.index) * l.width;
+    const float* x = row_of<float>(a.x, row);
+    if (a.norm)
+      norm_row(t, x, a.norm, a.eps, width, out);
     else
-      for (int c = 0; c < width; ++c) out[c] = narrow_f16(x[c] * inverse * a.weight[c]);
+      narrow(t, x, out, width);
+  }
+}
+
+void follow(const FollowArgs& a, Lane lane) {
+  if (lane.part != 0) return;
+  const int sequences = *a.count < a.capacity ? *a.count : a.capacity;
+  for (int i = 0; i < sequences; ++i) {
+    PlanEntry& e = a.entries[i];
+    const RoundResult& said = a.result[i];
+    RoundResult& out = a.out[i];
+    if (a.first) out.emitted = 0;
+    for (int j = 0; j < said.emitted && out.emitted < kMaxEmitted; ++j, ++out.emitted) {
+      out.token[out.emitted] = said.token[j], out.logit[out.emitted] = said.logit[j];
+      a.tokens[e.first_tentative + e.tentative++] = said.token[j];
+    }
+    e.missing = 0;
+    e.root_position += said.emitted;
+    const bool on = said.emitted > 0 && out.emitted < e.wanted && e.root_position < a.context;
+    a.trees.count[i] = on ? 1 : 0;
+    const int64_t root = int64_t{i} * a.trees.capacity;
+    a.trees.token[root] = on ? said.token[said.emitted - 1] : 0;
+    a.trees.parent[root] = -1;
   }
 }
 
@@ -229,10 +284,29 @@ void gated_act(const GatedActArgs& a, Lane lane) {
   }
 }
 
+namespace {
+
+/// Moves the features of a sequence's accepted path.
+SL_INLINE void keep_features(const KeepArgs& a, const KVLayout& l, int sequence, int emitted) {
+  uint16_t* const data = static_cast<uint16_t*>(a.kv.data);
+  const PlanEntry& e = a.plan.entries[sequence];
+  for (int d = 0; d < emitted; ++d) {
+    const int position = e.root_position + d, node = a.path[sequence * kMaxEmitted + d];
+    if (position >= a.kv.spec.positions || node < 0) return;
+    __builtin_memcpy(data + feature_at(l, e.slot, position),
+                     data + scratch_feature(l, e.slot, node), l.feature * sizeof(uint16_t));
+  }
+}
+
+}  // namespace
+
 void keep(const KeepArgs& a, Lane lane) {
   const KVLayout l = kv_layout(a.kv.spec);
   uint16_t* const data = static_cast<uint16_t*>(a.kv.data);
   const int sequences = *a.plan.count < a.plan.capacity ? *a.plan.count : a.plan.capacity;
+  if (l.feature > 0 && lane.part == 0)
+    for (int i = 0; i < sequences; ++i)
+      keep_features(a, l, i, a.result[i].emitted < kMaxEmitted ? a.result[i].emitted : kMaxEmitted);
   const Share layers = share(a.kv.spec.layers, lane);
   for (int layer = layers.begin; layer < layers.end; ++layer)
     for (int i = 0; i < sequences; ++i) {

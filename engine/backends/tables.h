@@ -1,0 +1,31 @@
+// The arrays of a round's tables, taken from an arena over backend memory.
+#pragma once
+
+#include "backends/backend.h"
+#include "core/arena.h"
+
+namespace stepladder {
+
+inline Rows take_rows(Arena& arena, int capacity, int depth, int sequences) {
+  const auto ints = [&](int n) { return arena.take_array<int32_t>(n); };
+  return {.capacity = capacity,
+          .depth = depth,
+          .sequences = sequences,
+          .count = ints(1),
+          .token = ints(capacity),
+          .position = ints(capacity),
+          .slot = ints(capacity),
+          .committed = ints(capacity),
+          .scratch = ints(capacity),
+          .path = arena.take_array<uint16_t>(size_t(capacity) * depth),
+          .node_count = ints(1),
+          .node_row = ints(capacity),
+          .node_sequence = ints(capacity),
+          .node_index = ints(capacity),
+          .sequence_row = ints(sequences + 1),
+          .sequence_node = ints(sequences + 1),
+          .block_row = ints(1),
+          .block_node = ints(1)};
+}
+
+}  // namespace stepladder

@@ -2,13 +2,13 @@
 same text bit for bit as without them."""
 
 # ruff: noqa: E402, I001
-from .terminal import end_quietly_if_interrupted
+from .base.signals import end_quietly_if_interrupted
 
 end_quietly_if_interrupted()
 
 from ._core import __version__
-from .convert import convert
-from .errors import (
+from .files.convert import convert
+from .base.errors import (
     CancelledError,
     Error,
     FileError,
@@ -19,10 +19,13 @@ from .errors import (
     UnsupportedError,
     VocabMismatchError,
 )
-from .levels import Cast, Draft, Lookup, Switch
-from .model import Chat, Model, inspect, load
-from .quantize import quantize
-from .stream import LevelStats, Piece, Result, Stats, Stream, TokenLogprob
+from .model.levels import Cast, Draft, Lookup, Switch
+from .model.chat import Chat
+from .model.loading import inspect, load
+from .model.model import Model
+from .files.quantize import quantize
+from .model.results import LevelStats, Piece, Result, Stats, TokenLogprob
+from .model.stream import Stream
 
 del end_quietly_if_interrupted
 

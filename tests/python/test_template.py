@@ -3,7 +3,7 @@
 import pytest
 from conftest import refused
 from stepladder import InvalidArgumentError, ModelFormatError
-from stepladder.text_template import ChatTemplate
+from stepladder.text.template import ChatTemplate
 
 MESSAGES = [
     {"role": "user", "content": " hi "},

@@ -8,9 +8,9 @@ from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepladder import FileError, InvalidArgumentError, ModelFormatError, UnsupportedError
-from stepladder.convert import convert
-from stepladder.prompts import Context
-from stepladder.text import Text
+from stepladder.files.convert import convert
+from stepladder.text.prompts import Context
+from stepladder.text.tokenizer import Text
 
 EVERYTHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 MARKS = "\U000f5ad0"

@@ -48,7 +48,11 @@ LAYERS = [
     ("engine/spec/*", SPEC, [STANDARD]),
     ("engine/api/*", ["api/*.h", "spec/*.h", "backends/*.h", *MODEL], [STANDARD, MACHINE, JSON]),
     ("bindings/*", ["*.h", "formats/linear.h", *PUBLIC], [STANDARD, MACHINE, NANOBIND]),
-    ("bench/kernels*", ["bench/*.h", "formats/*.h", "backends/*.h", *IO], [STANDARD, MACHINE, CLI]),
+    (
+        "bench/kernels*",
+        ["bench/*.h", "formats/*.h", "backends/*.h", *IO],
+        [STANDARD, MACHINE, JSON, CLI],
+    ),
     ("bench/*", ["bench/*.h", "*.h", *PUBLIC], [STANDARD, MACHINE, JSON, CLI]),
 ]
 

@@ -154,6 +154,26 @@ def test_no_template_bends_text_into_control_tokens(tmp_path, case):
         assert [i for i in ids if text.is_control(i)] == [1, 2, 1]
 
 
+def test_a_template_that_joins_texts_runs_once(bpe, monkeypatch):
+    calls = []
+    render = type(bpe.template).render
+    monkeypatch.setattr(
+        type(bpe.template), "render", lambda *args: calls.append(1) or render(*args)
+    )
+    for content in ("The cat", "", "<|im_start|>", "a <| b |>"):
+        bpe.encode_chat([{"role": "user", "content": content}])
+    assert len(calls) == 4
+
+
+def test_a_text_that_a_template_completes_on_both_sides_is_refused(tmp_path):
+    written = "{% for m in messages %}<|im_end|><{{ m['content'] }}>{% endfor %}"
+    tiny.write_tokenizer(tmp_path, chat_template=written)
+    text = Text(tmp_path)
+    assert len(text.encode_chat([{"role": "user", "content": "im_start"}])) > 3
+    with refused(InvalidArgumentError, "messages", "<|im_start|>", "control token"):
+        text.encode_chat([{"role": "user", "content": "|im_start|"}])
+
+
 def test_a_template_may_write_control_tokens_by_what_the_model_said(tmp_path):
     said = "{% if '</think>' in m['content'] %}<|endoftext|>{% endif %}" + "{{ m['content'] }}"
     tiny.write_tokenizer(tmp_path, chat_template=tiny.TEMPLATE.replace("{{ m['content'] }}", said))

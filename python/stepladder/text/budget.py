@@ -23,8 +23,11 @@ class TooMuch(Exception):
 
 
 class Budget:
+    """Of one text that a template makes."""
+
     def __init__(self) -> None:
         self.steps, self.deadline = MAX_STEPS, time.monotonic() + MAX_SECONDS
+        self.changed = False  # whether text was made of text other than by joining it
 
     def spend(self, count: int = 1) -> None:
         self.steps -= count
@@ -41,6 +44,13 @@ def spend(count: int = 1) -> None:
     current = budget.get(None)
     if current is not None:
         current.spend(count)
+
+
+def note_change() -> None:
+    """Remembers that a text was changed: what comes of it may hold what was not in it."""
+    current = budget.get(None)
+    if current is not None:
+        current.changed = True
 
 
 def checked(value: Any) -> Any:
@@ -97,6 +107,8 @@ def limited_range(*bounds: Any) -> range:
 
 def iterated(values: Any) -> Any:
     """What a for loop runs over: its length is paid for before it starts."""
+    if isinstance(values, str):
+        note_change()
     if hasattr(values, "__len__"):
         spend(1 + len(values))
         return values

@@ -82,6 +82,11 @@ class Guard:
         self.used |= marked != text
         return marked
 
+    def has_middles(self, texts: list[str]) -> bool:
+        """Whether a text as a whole stands inside a special token, which a template's own words could
+        complete at both of its ends."""
+        return any(text and text in special for text in texts for special in self._specials)
+
     def show(self, text: str) -> str:
         """`text` without the marks."""
         for content, stand_in in self._stand_in.items():

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Undefined, nodes
 from jinja2.compiler import CodeGenerator
 from jinja2.ext import Extension, loopcontrols
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
@@ -30,6 +31,7 @@ from .budget import (
     checked,
     iterated,
     limited_range,
+    note_change,
     spend,
 )
 
@@ -42,6 +44,10 @@ _FILTERS = (
 ).split()
 _PRINTING = frozenset(
     "string lower upper e escape forceescape trim title wordcount replace".split()
+)
+# Filters that give of a list, or of a value and its stand-in, what is there, as it is.
+_PICKING = frozenset(
+    "d default first items last list max min reject rejectattr reverse select selectattr sort".split()
 )
 _METHODS = frozenset(
     "strip lstrip rstrip startswith endswith split rsplit splitlines upper lower title capitalize find rfind index "
@@ -69,10 +75,34 @@ def printable(value: Any) -> Any:
     return checked(value)
 
 
+def _finalized(value: Any) -> Any:
+    """What is printed. The text of a list writes quotes and line ends of its items in another way."""
+    if isinstance(value, (list, tuple, dict, set, frozenset)):
+        note_change()
+    return printable(value)
+
+
+def _taken_apart(value: Any) -> Any:
+    """What is sliced, indexed, or unpacked into names: a text gives other texts."""
+    if isinstance(value, str) or any(isinstance(item, str) for item in value):
+        note_change()
+    return value
+
+
+def _note_result(owner: Any, result: Any, picks: bool) -> None:
+    """Notes a text made by a filter or call out of `owner`, unless it is one that was there before."""
+    if isinstance(result, str):
+        same = result == owner or isinstance(owner, (int, float))
+        if type(result) is not str or not (same or picks and not isinstance(owner, str)):
+            note_change()
+    elif isinstance(owner, str) and isinstance(result, (list, tuple, dict)):
+        note_change()
+
+
 def concat(parts: Any) -> str:
     pieces, size = [], 0
     for part in parts:
-        piece = part if isinstance(part, str) else str(printable(part))
+        piece = part if isinstance(part, str) else str(_finalized(part))
         size += len(piece)
         if size > MAX_TEXT:
             raise TooMuch(f"makes a text of more than {MAX_TEXT} characters")
@@ -138,6 +168,8 @@ def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         result = function(*args, **options)
         if hasattr(result, "__next__"):
             result = iterated(result)
+        at = int(hasattr(function, "jinja_pass_arg"))
+        _note_result(args[at] if len(args) > at else None, result, name in _PICKING)
         return checked(result)
 
     return run
@@ -147,6 +179,7 @@ def _tojson(
     value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any
 ) -> str:
     printable(value)
+    note_change()
     if indent is not None and not 0 <= indent <= 16:
         raise TooMuch("indents too far")
     separators = options.get("separators")
@@ -160,20 +193,36 @@ def _raise_exception(message: str) -> None:
 
 
 class _Bounder(NodeTransformer):
-    """Puts the budget into loops and list literals."""
+    """Puts the budget into loops and list literals, and sees where texts are taken apart."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         if node.recursive:
             raise TooMuch("has a recursive loop, which this sandbox does not run")
         self.generic_visit(node)
-        node.iter = nodes.Filter(node.iter, "@iterated", [], [], None, None, lineno=node.lineno)
+        node.iter = self._through("@iterated", node.iter)
+        if isinstance(node.target, nodes.Tuple):
+            node.iter = self._through("@taken_apart", node.iter)
         return node
+
+    def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
+        self.generic_visit(node)
+        if isinstance(node.target, nodes.Tuple):
+            node.node = self._through("@taken_apart", node.node)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        return self._through("@taken_apart", node) if isinstance(node.arg, nodes.Slice) else node
+
+    @staticmethod
+    def _through(name: str, node: nodes.Node) -> nodes.Filter:
+        return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
     def _literal(self, node: nodes.Node) -> nodes.Node:
         self.generic_visit(node)
         if getattr(node, "ctx", "load") != "load":
             return node
-        return nodes.Filter(node, "@checked", [], [], None, None, lineno=node.lineno)
+        return self._through("@checked", node)
 
     visit_List = visit_Dict = visit_Tuple = _literal
 
@@ -220,7 +269,15 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         spend()
         _binary(operator, left, right)
-        return checked(super().call_binop(context, operator, left, right))
+        result = checked(super().call_binop(context, operator, left, right))
+        if operator != "+" and isinstance(result, str):
+            note_change()
+        return result
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if isinstance(obj, str):
+            note_change()
+        return super().getitem(obj, argument)
 
     def wrap_str_format(self, value: Any) -> None:
         return None  # widths cannot be bounded: str.format is refused as any other attribute
@@ -242,7 +299,10 @@ class _Environment(ImmutableSandboxedEnvironment):
             parts = list(iterated(args[0]))
             check_join(parts, owner)
             args = (parts, *args[1:])
-        return checked(super().call(context, function, *args, **options))
+        result = checked(super().call(context, function, *args, **options))
+        if not isinstance(function, Macro):
+            _note_result(owner, result, isinstance(owner, (dict, list, tuple)))
+        return result
 
 
 @functools.cache
@@ -253,11 +313,16 @@ def environment() -> _Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         optimized=False,
-        finalize=printable,
+        finalize=_finalized,
         extensions=[loopcontrols, _Generation],
     )
     env.filters = {name: _guarded_filter(name, env.filters[name]) for name in _FILTERS}
-    env.filters |= {"tojson": _tojson, "@iterated": iterated, "@checked": checked}
+    env.filters |= {
+        "tojson": _tojson,
+        "@iterated": iterated,
+        "@taken_apart": _taken_apart,
+        "@checked": checked,
+    }
     keep = {name: env.globals[name] for name in ("dict", "namespace")}
     env.globals.clear()
     env.globals |= keep | {

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..base.errors import InvalidArgumentError, ModelFormatError
 from ..base.json_file import read_json
 from .budget import Budget, TooMuch, budget, spend
 
 MAX_SOURCE = 64 << 10
+
+
+class Rendered(NamedTuple):
+    """A prompt's text, and whether the template changed any text on its way there: cut it, replaced in
+    it, wrote it in lower case. Else the text is the template's own and that of the messages as they
+    are, one behind the other."""
+
+    text: str
+    changed: bool
 
 
 class ChatTemplate:
@@ -43,7 +52,7 @@ class ChatTemplate:
 
     def render(
         self, messages: list[dict[str, Any]], add_generation_prompt: bool, variables: dict[str, Any]
-    ) -> str:
+    ) -> Rendered:
         """The prompt's text. Raises ModelFormatError when the template is broken or works too hard,
         InvalidArgumentError when it refuses the messages."""
         # A fifth of the time that importing the package takes, and only prompts of messages need it.
@@ -51,7 +60,8 @@ class ChatTemplate:
 
         from .sandbox import concat, environment
 
-        token = budget.set(Budget())
+        spent = Budget()
+        token = budget.set(spent)
         try:
             if self._compiled is None:
                 self._compiled = environment().from_string(self.source)
@@ -59,7 +69,8 @@ class ChatTemplate:
             context = template.new_context(
                 {**variables, "messages": messages, "add_generation_prompt": add_generation_prompt}
             )
-            return concat(self._pieces(template.root_render_func(context)))
+            text = concat(self._pieces(template.root_render_func(context)))
+            return Rendered(text, spent.changed)
         except InvalidArgumentError:
             raise
         except TooMuch as error:

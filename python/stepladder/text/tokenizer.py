@@ -16,7 +16,7 @@ from .guard import Guard
 from .json_tokenizer import JsonTokenizer
 from .prompts import Context, Message, checked_messages
 from .sentencepiece_tokenizer import SentencePieceTokenizer
-from .template import ChatTemplate
+from .template import ChatTemplate, Rendered
 from .vocabulary import MAX_SPECIAL, MAX_TEXT, Special
 
 
@@ -110,9 +110,11 @@ class Text:
         self.check_length(_all_text(messages), context, "messages")
         guard = Guard([s.content for s in self._core.specials if s.special])
         messages, variables = guard.hide(messages), guard.hide(variables)
-        rendered = self._render(messages, add_generation_prompt, **variables)
+        rendered, changed = self._render(messages, add_generation_prompt, **variables)
         self.check_length(rendered, context, "messages")
-        self._check_controls(rendered, messages, add_generation_prompt, variables)
+        # Where the template only joins texts, the marks of the guard are enough.
+        if changed or guard.has_middles(_users_texts(messages)):
+            self._check_controls(rendered, messages, add_generation_prompt, variables)
         if not guard.used:
             ids = self._core.encode(rendered, special=True)
         else:
@@ -125,11 +127,11 @@ class Text:
         self, messages: list[dict[str, Any]], add_generation_prompt: bool = True, **variables: Any
     ) -> str:
         """The text of `messages` in the model's chat template."""
-        return self._render(checked_messages(messages), add_generation_prompt, **variables)
+        return self._render(checked_messages(messages), add_generation_prompt, **variables).text
 
     def _render(
         self, messages: list[Message], add_generation_prompt: bool, **variables: Any
-    ) -> str:
+    ) -> Rendered:
         if self.template is None:
             raise InvalidArgumentError(
                 f"{self.directory}: the model has no chat template; give the prompt as text, or set chat_template "
@@ -158,7 +160,9 @@ class Text:
         if not found:
             return
         try:
-            plain = self._render(_with_plain_words(messages), add_generation_prompt, **variables)
+            plain = self._render(
+                _with_plain_words(messages), add_generation_prompt, **variables
+            ).text
         except (InvalidArgumentError, ModelFormatError):
             return  # a template that wants a text of a certain form cannot be compared
         allowed = iter(self._controls(plain))
@@ -205,6 +209,14 @@ class Text:
         return self._core.vocabulary()
 
 
+_TRUSTED = ("system", "developer", "assistant")
+
+
+def _users_texts(messages: list[Message]) -> list[str]:
+    """What users and tools wrote."""
+    return [m["content"] for m in messages if m["role"] not in _TRUSTED]
+
+
 def _with_plain_words(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Messages with a word in the place of what users and tools wrote, but for the space around."""
     word = "w" + secrets.token_hex(8)
@@ -212,7 +224,7 @@ def _with_plain_words(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     def plain(message: dict[str, Any]) -> dict[str, Any]:
         text = message["content"]
         inner = text.strip()
-        if message["role"] in ("system", "developer", "assistant") or not inner:
+        if message["role"] in _TRUSTED or not inner:
             return message
         return {**message, "content": text.replace(inner, word)}
 

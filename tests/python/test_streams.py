@@ -180,6 +180,16 @@ def test_a_cancelled_task_cancels_its_stream(one_place, place, form):
     asyncio.run(main())
 
 
+def test_leaving_an_async_loop_ends_the_work(tiny_dir):
+    async def main(model):
+        async for _ in model.stream(PROMPT, max_tokens=200, ignore_eos=True):
+            break
+        assert len(model._streams) == 0
+
+    with stepladder.load(tiny_dir, threads=1) as model:
+        asyncio.run(main(model))
+
+
 def test_a_stream_outlives_a_task_that_only_waited_for_one_piece(one_place):
     async def main():
         stream = one_place.stream(PROMPT, max_tokens=300, ignore_eos=True)

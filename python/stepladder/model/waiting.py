@@ -8,6 +8,7 @@ import itertools
 import select
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from .. import _core
@@ -89,19 +90,24 @@ class TaskPieces:
         if self._task is None:
             self._task = asyncio.current_task()
             if self._task is not None:
-                self._task.add_done_callback(self._ended)
+                self._task.add_done_callback(_canceller(self._stream))
         try:
             return await self._stream.__anext__()
-        except StopAsyncIteration:
-            if self._task is not None:
-                self._task.remove_done_callback(self._ended)
-            raise
         except asyncio.CancelledError:
-            # In a task of its own, as a timeout makes one, only this wait has been given up.
+            # In a task of its own, as a timeout may make one, only this wait has been given up.
             if asyncio.current_task() is self._task:
                 self._stream.cancel()
             raise
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        if task.cancelled():
-            self._stream.cancel()
+
+def _canceller(stream: _Source) -> Callable[[asyncio.Task[Any]], None]:
+    """For the end of a task: cancels what it was reading if it was cancelled. The stream is not held,
+    so that a loop that was left lets go of it, which ends it."""
+    held = weakref.ref(stream)
+
+    def ended(task: asyncio.Task[Any]) -> None:
+        reading = held()
+        if reading is not None and task.cancelled():
+            reading.cancel()
+
+    return ended

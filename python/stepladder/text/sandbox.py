@@ -130,45 +130,47 @@ def _binary(operator: str, left: Any, right: Any) -> None:
             raise TooMuch("makes a text or list that is too large")
 
 
+def _check_filter(name: str, plain: list[Any], settings: list[Any]) -> None:
+    """Refuses a filter whose result would be too large, before it runs. `plain` are its arguments of
+    plain types, `settings` all but the first."""
+    numbers = [a for a in settings if isinstance(a, int)]
+    if name == "replace" and len(plain) >= 3 and all(isinstance(a, str) for a in plain[:3]):
+        check_replace(*plain[:3])
+    elif name == "format" and plain:
+        check_format(str(plain[0]))
+    elif name == "indent" and any(
+        a > 256 for a in [*numbers, *(len(a) for a in settings if isinstance(a, str))]
+    ):
+        raise TooMuch("indents too far")
+    elif name == "round" and any(abs(n) > 30 for n in numbers):
+        raise TooMuch("rounds to too many digits")
+    elif name in ("batch", "slice") and any(n > MAX_ITEMS for n in numbers):
+        raise TooMuch("makes a list that is too large")
+    elif name in _PRINTING:
+        for argument in plain:
+            printable(argument)
+
+
 def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` on the budget."""
+    at = int(hasattr(function, "jinja_pass_arg"))  # jinja may pass a context as the first argument
+
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> Any:
         spend()
         plain = [a for a in args if isinstance(a, (str, list, tuple, dict, int))]
         for argument in plain:
             checked(argument)
-        settings = [*args[1:], *options.values()]
-        if name == "replace" and len(plain) >= 3 and all(isinstance(a, str) for a in plain[:3]):
-            check_replace(*plain[:3])
-        elif name == "format" and plain:
-            check_format(str(plain[0]))
-        elif name == "indent" and any(
-            (a if isinstance(a, int) else len(a)) > 256
-            for a in settings
-            if isinstance(a, (int, str))
-        ):
-            raise TooMuch("indents too far")
-        elif name == "round" and any(isinstance(a, int) and abs(a) > 30 for a in settings):
-            raise TooMuch("rounds to too many digits")
-        elif name in ("batch", "slice") and any(
-            isinstance(a, int) and a > MAX_ITEMS for a in settings
-        ):
-            raise TooMuch("makes a list that is too large")
-        elif name == "join":
-            # A context that jinja passes along is the first argument.
-            at = int(hasattr(function, "jinja_pass_arg"))
+        _check_filter(name, plain, [*args[1:], *options.values()])
+        if name == "join":
             parts = list(iterated(args[at]))
             glue = args[at + 1] if len(args) > at + 1 else options.get("d", "")
             printable(parts)
             check_join(parts, str(glue))
             args = (*args[:at], parts, *args[at + 1 :])
-        elif name in _PRINTING:
-            for argument in plain:
-                printable(argument)
         result = function(*args, **options)
         if hasattr(result, "__next__"):
             result = iterated(result)
-        at = int(hasattr(function, "jinja_pass_arg"))
         _note_result(args[at] if len(args) > at else None, result, name in _PICKING)
         return checked(result)
 

@@ -1,13 +1,12 @@
 """Stepladder: language models at the lowest latency, through any hierarchy of draft levels, with the
 same text bit for bit as without them."""
 
-# ruff: noqa: E402, I001
+# ruff: noqa: E402
 from .base.signals import end_quietly_if_interrupted
 
 end_quietly_if_interrupted()
 
 from ._core import __version__
-from .files.convert import convert
 from .base.errors import (
     CancelledError,
     Error,
@@ -19,11 +18,12 @@ from .base.errors import (
     UnsupportedError,
     VocabMismatchError,
 )
-from .model.levels import Cast, Draft, Lookup, Switch
+from .files.convert import convert
+from .files.quantize import quantize
 from .model.chat import Chat
+from .model.levels import Cast, Draft, Lookup, Switch
 from .model.loading import inspect, load
 from .model.model import Model
-from .files.quantize import quantize
 from .model.results import LevelStats, Piece, Result, Stats, TokenLogprob
 from .model.stream import Stream
 

@@ -42,7 +42,10 @@ def test_a_format_that_comes_later_is_stored_by_its_types(format, tensor, layout
     assert (config["input_activations"] is not None) == inputs
 
 
-@pytest.mark.parametrize("change", [{"castable": False}, {"code": "f64"}, {"scale": ""}])
+@pytest.mark.parametrize(
+    "change",
+    [{"castable": False}, {"code": "f64"}, {"scale": ""}, {"code": "e2m1"}, {"scale": "e8m0"}],
+)
 def test_a_format_without_a_layout_is_not_offered(change):
     format = {"castable": True, "code": "i8", "scale": "f32", "group": 0, "acts": ["a16"]}
     assert layout_of(SimpleNamespace(**format)) is not None

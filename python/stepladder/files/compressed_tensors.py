@@ -88,6 +88,8 @@ def layout_of(format: Format) -> Layout | None:
     """The layout of the engine's casts to `format`; None where compressed-tensors has none."""
     if not format.castable or format.code not in _CODES or format.scale not in _SCALES:
         return None
+    if (format.code == "e2m1") != (format.scale == "e8m0"):
+        return None
     by_token = format.acts[0] == "a8"
     codes = _BYTES if by_token and format.code == "i8" else _CODES[format.code]
     more = {"scale_dtype": "torch.uint8"} if format.scale == "e8m0" else {}

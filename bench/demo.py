@@ -10,7 +10,7 @@ from pathlib import Path
 
 import smollm2
 import stepladder
-from stepladder.verify import Hash
+from stepladder.model.verify import AnswerHash
 
 QUESTION = (
     "Explain in a few sentences why the sky is blue, then repeat your explanation as a list of "
@@ -20,7 +20,7 @@ QUESTION = (
 
 def report(name: str, pieces: list, stats) -> str:
     """Prints one line and returns its hash: 16 hex digits over each token and its logit's 32 bits."""
-    digest = Hash()
+    digest = AnswerHash()
     for piece in pieces:
         digest.add(piece.tokens, piece.logits)
     speed = f"{stats.tokens:4} tokens  {stats.tokens_per_second:7.1f} tokens/s"

@@ -1,5 +1,6 @@
 // Times the linear kernels on weights that are cold in every cache, against the read bandwidth
 // measured in the same run: a JSON line for each (shape, format, rows), and a table at the end.
+// Options are read by hand, as in options.cpp and for its reason.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "backends/cpu/kernels.h"
+#include "bench/json_lines.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
 #include "formats/linear.h"
@@ -265,6 +267,7 @@ void run(const Options& o) {
   std::mt19937 random(1);
   const std::vector<int> rows = numbers(o.rows);
   Pages pages(o.megabytes << 20);
+  bench::JsonLines out("");
   std::string table;
   char line[256];
   for (const Case& c : kCases) {
@@ -276,15 +279,18 @@ void run(const Options& o) {
       std::snprintf(line, sizeof line, "%-10s %-8s", c.label, shape);
       table += line;
       for (size_t i = 0; i < rows.size(); ++i) {
-        std::printf(
-            "{\"format\": \"%s\", \"type\": \"%s\", \"isa\": \"%s\", \"shape\": \"%s\", \"rows\": "
-            "%d, "
-            "\"threads\": %d, \"us\": %.2f, \"best_us\": %.2f, \"gb_per_s\": %.2f, "
-            "\"ceiling_gb_per_s\": %.2f, "
-            "\"share\": %.3f, \"of_one_row\": %.3f}\n",
-            c.label, o.type.c_str(), o.isa.c_str(), shape, rows[i], o.threads,
-            times[i].median * 1e6, times[i].best * 1e6, bytes / seconds[i] / 1e9, ceiling / 1e9,
-            bytes / seconds[i] / ceiling, seconds[i] / seconds[0]);
+        out.write({{"format", c.label},
+                   {"type", o.type},
+                   {"isa", o.isa},
+                   {"shape", shape},
+                   {"rows", rows[i]},
+                   {"threads", o.threads},
+                   {"us", bench::rounded(times[i].median * 1e6, 2)},
+                   {"best_us", bench::rounded(times[i].best * 1e6, 2)},
+                   {"gb_per_s", bench::rounded(bytes / seconds[i] / 1e9, 2)},
+                   {"ceiling_gb_per_s", bench::rounded(ceiling / 1e9, 2)},
+                   {"share", bench::rounded(bytes / seconds[i] / ceiling, 3)},
+                   {"of_one_row", bench::rounded(seconds[i] / seconds[0], 3)}});
         std::snprintf(line, sizeof line, i ? "  %6.2fx" : "  %5.1f%%",
                       i ? seconds[i] / seconds[0] : 100 * bytes / seconds[i] / ceiling);
         table += line;

@@ -12,13 +12,16 @@
 #include <thread>
 
 #include "bench/bandwidth.h"
+#include "bench/json_lines.h"
 #include "bench/options.h"
+#include "stepladder/answer.h"
 #include "stepladder/engine.h"
 #include "stepladder/version.h"
 
 namespace {
 
 using namespace bench;
+using stepladder::AnswerHash;
 using stepladder::Chunk;
 using stepladder::Engine;
 using stepladder::Info;
@@ -30,58 +33,6 @@ using stepladder::Token;
 double median(std::vector<double> v) {
   std::nth_element(v.begin(), v.begin() + v.size() / 2, v.end());
   return v[v.size() / 2];
-}
-
-/// 64-bit FNV-1a over tokens (int32) and the bits of their logits (float32), little-endian.
-class Hash {
- public:
-  void add(const std::vector<Token>& tokens, const std::vector<float>& logits) {
-    for (size_t i = 0; i < tokens.size(); ++i) word(&tokens[i]), word(&logits[i]);
-  }
-  std::string text() const {
-    char out[17];
-    std::snprintf(out, sizeof out, "%016llx", static_cast<unsigned long long>(value_));
-    return out;
-  }
-
- private:
-  void word(const void* p) {
-    unsigned char bytes[4];
-    std::memcpy(bytes, p, 4);
-    for (unsigned char b : bytes) value_ = (value_ ^ b) * 0x100000001B3u;
-  }
-  uint64_t value_ = 0xCBF29CE484222325u;
-};
-
-/// JSON lines; the caller writes the fields, already as JSON.
-class Lines {
- public:
-  explicit Lines(const std::string& path)
-      : file_(path.empty() ? stdout : std::fopen(path.c_str(), "w")) {
-    if (!file_) throw std::runtime_error("--json: cannot write " + path);
-  }
-  ~Lines() {
-    if (file_ != stdout) std::fclose(file_);
-  }
-  template <class... Args>
-  void write(const char* bench, const char* format, Args... args) {
-    std::fprintf(file_, "{\"bench\": \"%s\", ", bench);
-    std::fprintf(file_, format, args...);
-    std::fprintf(file_, "}\n");
-    std::fflush(file_);
-  }
-
- private:
-  FILE* file_;
-};
-
-std::string json_string(const std::string& text) {
-  std::string out = "\"";
-  for (char c : text) {
-    if (c == '"' || c == '\\') out += '\\';
-    if (static_cast<unsigned char>(c) >= 0x20) out += c;
-  }
-  return out + "\"";
 }
 
 struct Told {
@@ -156,13 +107,17 @@ class Bench {
           double(level.weight_bytes + level.cache_bytes) / 1e6,
           level.tokens ? (", " + std::to_string(level.tokens) + " drafts a round at most").c_str()
                        : "");
-    lines_.write(
-        "model",
-        "\"version\": \"%s\", \"model\": %s, \"backend\": %s, \"format\": %s, \"head\": %s, "
-        "\"context\": %d, \"threads\": %d, \"pass_bytes\": %zu, \"draft\": %s",
-        STEPLADDER_VERSION, json_string(s_.model).c_str(), json_string(info().backend).c_str(),
-        json_string(info().levels[0].format).c_str(), json_string(info().levels[0].head).c_str(),
-        info().context, info().threads, info().levels[0].pass_bytes, json_string(s_.draft).c_str());
+    const auto& target = info().levels[0];
+    lines_.write({{"bench", "model"},
+                  {"version", STEPLADDER_VERSION},
+                  {"model", s_.model},
+                  {"backend", info().backend},
+                  {"format", target.format},
+                  {"head", target.head},
+                  {"context", info().context},
+                  {"threads", info().threads},
+                  {"pass_bytes", target.pass_bytes},
+                  {"draft", s_.draft}});
   }
 
   /// Plain decoding of one stream, a sample of the bandwidth before and after each run: tokens a
@@ -185,13 +140,16 @@ class Bench {
     std::fprintf(stderr,
                  "plain decode    %.1f tokens/s (%.1f to %.1f), %.1f%% of the read bandwidth\n",
                  plain_, *least, *most, share * 100);
-    lines_.write("bandwidth",
-                 "\"bytes_per_s\": %.0f, \"least\": %.0f, \"most\": %.0f, \"threads\": %d",
-                 bandwidth, *low, *high, info().threads);
-    lines_.write(
-        "decode",
-        "\"tokens_per_s\": %.2f, \"bandwidth_share\": %.4f, \"tokens\": %d, \"repeats\": %d",
-        plain_, share, s_.tokens, s_.repeats);
+    lines_.write({{"bench", "bandwidth"},
+                  {"bytes_per_s", rounded(bandwidth, 0)},
+                  {"least", rounded(*low, 0)},
+                  {"most", rounded(*high, 0)},
+                  {"threads", info().threads}});
+    lines_.write({{"bench", "decode"},
+                  {"tokens_per_s", rounded(plain_, 2)},
+                  {"bandwidth_share", rounded(share, 4)},
+                  {"tokens", s_.tokens},
+                  {"repeats", s_.repeats}});
   }
 
   /// Prompt reading, and the time to the first token with and without levels below.
@@ -207,14 +165,18 @@ class Bench {
     const double plain = median(ms[0]);
     std::fprintf(stderr, "prompt of %-5d %.1f tokens/s, first token after %.1f ms\n", n,
                  n * 1e3 / plain, plain);
-    lines_.write("prompt", "\"tokens\": %d, \"tokens_per_s\": %.2f, \"first_token_ms\": %.3f", n,
-                 n * 1e3 / plain, plain);
+    lines_.write({{"bench", "prompt"},
+                  {"tokens", n},
+                  {"tokens_per_s", rounded(n * 1e3 / plain, 2)},
+                  {"first_token_ms", rounded(plain, 3)}});
     if (ms[1].empty()) return;
     const double levels = median(ms[1]);
     std::fprintf(stderr, "                with levels after %.1f ms, %.3fx\n", levels,
                  levels / plain);
-    lines_.write("first_token", "\"plain_ms\": %.3f, \"levels_ms\": %.3f, \"ratio\": %.4f", plain,
-                 levels, levels / plain);
+    lines_.write({{"bench", "first_token"},
+                  {"plain_ms", rounded(plain, 3)},
+                  {"levels_ms", rounded(levels, 3)},
+                  {"ratio", rounded(levels / plain, 4)}});
   }
 
   void rows() {
@@ -227,8 +189,11 @@ class Bench {
     std::fprintf(stderr, "checking rows  ");
     for (size_t i = 0; i < sizes.size(); ++i) {
       std::fprintf(stderr, " %d: %.3f ms (%.3fx)", sizes[i], ms[i], ms[i] / ms[0]);
-      lines_.write("rows", "\"rows\": %d, \"ms\": %.4f, \"ratio\": %.4f, \"context\": %d", sizes[i],
-                   ms[i], ms[i] / ms[0], context);
+      lines_.write({{"bench", "rows"},
+                    {"rows", sizes[i]},
+                    {"ms", rounded(ms[i], 4)},
+                    {"ratio", rounded(ms[i] / ms[0], 4)},
+                    {"context", context}});
     }
     std::fprintf(stderr, "\n");
   }
@@ -249,15 +214,18 @@ class Bench {
     const double speed = median(speeds);
     std::fprintf(stderr, "%d streams       %.1f tokens/s together, %.2fx one\n", n, speed,
                  speed / plain_);
-    lines_.write("streams", "\"streams\": %d, \"tokens_per_s\": %.2f, \"ratio\": %.4f", n, speed,
-                 speed / plain_);
+    lines_.write({{"bench", "streams"},
+                  {"streams", n},
+                  {"tokens_per_s", rounded(speed, 2)},
+                  {"ratio", rounded(speed / plain_, 4)}});
   }
 
   /// Plain and hierarchy alternate prompt by prompt, the one that goes first changing each time.
   bool hierarchy() {
-    Hash hash[2];
+    AnswerHash hash[2];
     double ms[2] = {0, 0};
-    int64_t tokens = 0, grams = 0, repeated = 0;
+    int64_t tokens = 0;
+    stepladder::Grams grams;
     size_t differing = 0;
     std::vector<LevelStats> levels;
     for (size_t i = 0; i < s_.prompts.size(); ++i) {
@@ -275,69 +243,57 @@ class Bench {
           std::memcmp(told[0].logits.data(), told[1].logits.data(), told[0].logits.size() * 4) == 0;
       differing += !equal;
       tokens += static_cast<int64_t>(told[0].tokens.size());
-      count_repeats(told[0].tokens, grams, repeated);
+      const stepladder::Grams met = stepladder::count_grams(told[0].tokens);
+      grams.all += met.all, grams.repeated += met.repeated;
       add(levels, told[1].stats.levels);
-      lines_.write(
-          "prompt_pair",
-          "\"index\": %zu, \"tokens\": %zu, \"plain_ms\": %.3f, \"levels_ms\": %.3f, \"equal\": %s",
-          i, told[0].tokens.size(), told[0].stats.decode_ms, told[1].stats.decode_ms,
-          equal ? "true" : "false");
+      lines_.write({{"bench", "prompt_pair"},
+                    {"index", i},
+                    {"tokens", told[0].tokens.size()},
+                    {"plain_ms", rounded(told[0].stats.decode_ms, 3)},
+                    {"levels_ms", rounded(told[1].stats.decode_ms, 3)},
+                    {"equal", equal}});
     }
     const bool equal = differing == 0 && hash[0].text() == hash[1].text();
     const double n = double(tokens) - double(s_.prompts.size()), ratio = ms[0] / ms[1];
-    const double repeats = grams ? double(repeated) / double(grams) : 0;
+    const double repeats = grams.all ? double(grams.repeated) / double(grams.all) : 0;
     std::fprintf(stderr, "plain           %.1f tokens/s  hash=%s\n", n * 1e3 / ms[0],
                  hash[0].text().c_str());
     std::fprintf(stderr, "%-15s %.1f tokens/s  hash=%s  %.3fx%s\n", s_.draft.c_str(),
                  n * 1e3 / ms[1], hash[1].text().c_str(), ratio, equal ? "" : "  THE TEXTS DIFFER");
     std::fprintf(stderr, "                %zu prompts, %lld tokens, %.1f%% of 8-grams repeated\n",
                  s_.prompts.size(), static_cast<long long>(tokens), repeats * 100);
-    for (const LevelStats& l : levels) {
+    for (LevelStats& l : levels) {
+      for (auto* positions : {&l.accepted_at, &l.drafted_at})
+        while (!positions->empty() && positions->back() == 0) positions->pop_back();
       std::fprintf(stderr,
                    "  %-20s %lld rounds, acceptance length %.2f (%lld of %lld drafts), drafting "
                    "%.1f ms, verifying %.1f ms\n",
                    l.name.c_str(), static_cast<long long>(l.rounds), l.acceptance_length(),
                    static_cast<long long>(l.accepted), static_cast<long long>(l.drafted),
                    l.draft_ms, l.verify_ms);
-      lines_.write(
-          "level",
-          "\"name\": %s, \"rounds\": %lld, \"acceptance_length\": %.4f, \"drafted\": %lld, "
-          "\"accepted\": %lld, "
-          "\"draft_ms\": %.3f, \"verify_ms\": %.3f, \"accepted_at\": %s, \"drafted_at\": %s",
-          json_string(l.name).c_str(), static_cast<long long>(l.rounds), l.acceptance_length(),
-          static_cast<long long>(l.drafted), static_cast<long long>(l.accepted), l.draft_ms,
-          l.verify_ms, list(l.accepted_at).c_str(), list(l.drafted_at).c_str());
+      lines_.write({{"bench", "level"},
+                    {"name", l.name},
+                    {"rounds", l.rounds},
+                    {"acceptance_length", rounded(l.acceptance_length(), 4)},
+                    {"drafted", l.drafted},
+                    {"accepted", l.accepted},
+                    {"draft_ms", rounded(l.draft_ms, 3)},
+                    {"verify_ms", rounded(l.verify_ms, 3)},
+                    {"accepted_at", l.accepted_at},
+                    {"drafted_at", l.drafted_at}});
     }
-    lines_.write("hierarchy",
-                 "\"draft\": %s, \"prompts\": %zu, \"tokens\": %lld, \"plain_ms\": %.3f, "
-                 "\"levels_ms\": %.3f, "
-                 "\"ratio\": %.4f, \"repeated_8grams\": %.4f, \"plain_hash\": \"%s\", "
-                 "\"levels_hash\": \"%s\", \"equal\": %s",
-                 json_string(s_.draft).c_str(), s_.prompts.size(), static_cast<long long>(tokens),
-                 ms[0], ms[1], ratio, repeats, hash[0].text().c_str(), hash[1].text().c_str(),
-                 equal ? "true" : "false");
+    lines_.write({{"bench", "hierarchy"},
+                  {"draft", s_.draft},
+                  {"prompts", s_.prompts.size()},
+                  {"tokens", tokens},
+                  {"plain_ms", rounded(ms[0], 3)},
+                  {"levels_ms", rounded(ms[1], 3)},
+                  {"ratio", rounded(ratio, 4)},
+                  {"repeated_8grams", rounded(repeats, 4)},
+                  {"plain_hash", hash[0].text()},
+                  {"levels_hash", hash[1].text()},
+                  {"equal", equal}});
     return equal;
-  }
-
-  static std::string list(std::vector<int64_t> values) {
-    while (!values.empty() && values.back() == 0) values.pop_back();
-    std::string out = "[";
-    for (int64_t v : values) out += (out.size() > 1 ? ", " : "") + std::to_string(v);
-    return out + "]";
-  }
-
-  /// Runs of 8 tokens that the same text has had before: what flatters a lookup.
-  static void count_repeats(const std::vector<Token>& tokens, int64_t& grams, int64_t& repeated) {
-    std::vector<std::vector<Token>> seen;
-    for (size_t i = 0; i + 8 <= tokens.size(); ++i, ++grams) {
-      std::vector<Token> gram(tokens.begin() + static_cast<long>(i),
-                              tokens.begin() + static_cast<long>(i) + 8);
-      const auto at = std::lower_bound(seen.begin(), seen.end(), gram);
-      if (at != seen.end() && *at == gram)
-        ++repeated;
-      else
-        seen.insert(at, std::move(gram));
-    }
   }
 
   static void add(std::vector<LevelStats>& sum, const std::vector<LevelStats>& one) {
@@ -360,7 +316,7 @@ class Bench {
   }
 
   Settings s_;
-  Lines lines_;
+  JsonLines lines_;
   std::unique_ptr<BandwidthMeter> meter_;
   std::shared_ptr<Engine> engine_;
   std::mt19937 random_{12345};

@@ -1,9 +1,12 @@
+// Options are read by hand: CLI11 comes neither as a wheel of its own nor without a system package,
+// and the bench is to build wherever pip and a compiler are.
 #include "bench/options.h"
 
 #include <charconv>
 #include <fstream>
 #include <functional>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <stdexcept>
 
 namespace bench {
@@ -33,6 +36,8 @@ const char* const kUsage =
     "  --json FILE           where the JSON lines go\n";
 
 namespace {
+
+using Json = nlohmann::json;
 
 template <class T>
 T number(const std::string& option, const std::string& text) {
@@ -65,12 +70,13 @@ std::vector<std::vector<stepladder::Token>> read_prompts(const std::string& path
     ++line_number;
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     const std::string where = path + ", line " + std::to_string(line_number);
-    const size_t key = line.find("\"tokens\"");
-    const size_t open = line.find('[', key == std::string::npos ? 0 : key),
-                 close = line.find(']', open);
-    if (open == std::string::npos || close == std::string::npos)
+    const Json value = Json::parse(line, nullptr, false);
+    const Json& tokens = value.is_object() && value.contains("tokens") ? value["tokens"] : value;
+    try {
+      out.push_back(tokens.get<std::vector<stepladder::Token>>());
+    } catch (const Json::exception&) {
       throw std::runtime_error(where + ": no array of token ids");
-    out.push_back(numbers<stepladder::Token>(where, line.substr(open + 1, close - open - 1)));
+    }
   }
   if (out.empty()) throw std::runtime_error("--prompts: " + path + " has no prompts");
   return out;

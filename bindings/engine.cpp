@@ -12,8 +12,10 @@
 #include <chrono>
 #include <optional>
 
+#include "arrivals.h"
 #include "bindings.h"
 #include "released.h"
+#include "stepladder/answer.h"
 #include "stepladder/engine.h"
 
 namespace nb = nanobind;
@@ -58,6 +60,10 @@ class PythonStream {
     }
   }
 
+  /// Once there is a chunk to take, the last one included, `key` is among the arrivals.
+  void notify(const Arrivals& arrivals, uint64_t key) { stream_->notify(arrivals.expect(key)); }
+  void withdraw() { stream_->notify(nullptr); }
+
   void cancel() noexcept { stream_->cancel(); }
   Stats stats() const { return stream_->stats(); }
 
@@ -65,8 +71,7 @@ class PythonStream {
   static nb::object to_python(const Chunk& chunk) {
     nb::list logprobs;
     for (const TokenLogprobs& t : chunk.logprobs) logprobs.append(nb::make_tuple(t.chosen, t.top));
-    return nb::make_tuple(chunk.tokens, chunk.logits, logprobs, static_cast<int>(chunk.finish),
-                          chunk.stop_token);
+    return nb::make_tuple(chunk.tokens, chunk.logits, logprobs, chunk.finish, chunk.stop_token);
   }
 
   std::shared_ptr<Engine> engine_;
@@ -151,6 +156,7 @@ void bind_options(nb::module_& m) {
       .def_rw("ngram_min", &LevelSpec::ngram_min);
   m.def("parse_draft", &parse_draft, "text"_a,
         "Levels of a spec such as 'cast:mxfp4:shared:tokens=4,lookup'.");
+  m.def("draft_forms", &draft_forms, "What a level of a spec can be, for messages.");
   m.def("fixed_draft", &fixed_draft, "levels"_a,
         "The same levels with every draft length fixed, at its default where none is given.");
   m.def(
@@ -250,21 +256,61 @@ void bind_info(nb::module_& m) {
         "What can be told of a checkpoint without loading its weights.");
 }
 
+void bind_answers(nb::module_& m) {
+  nb::class_<AnswerHash>(m, "AnswerHash", "Of tokens and the 32 bits of each one's logit.")
+      .def(nb::init<>())
+      .def(
+          "add",
+          [](AnswerHash& hash, const std::vector<Token>& tokens, const std::vector<float>& logits) {
+            if (tokens.size() != logits.size())
+              throw Error(Code::invalid_argument, "tokens and logits are not equally many");
+            hash.add(tokens, logits);
+          },
+          "tokens"_a, "logits"_a)
+      .def("__str__", &AnswerHash::text);
+  m.def(
+      "count_grams",
+      [](const std::vector<Token>& tokens, size_t n) {
+        const Grams grams = count_grams(tokens, n);
+        return std::pair(grams.repeated, grams.all);
+      },
+      "tokens"_a, "n"_a = 8,
+      "How many of a text's runs of n tokens it has had before, and how many it has.");
+}
+
+void bind_streams(nb::module_& m) {
+  nb::enum_<Finish>(m, "Finish", "Why a stream ended.")
+      .value("none", Finish::none)
+      .value("stop", Finish::stop)
+      .value("length", Finish::length)
+      .value("cancelled", Finish::cancelled)
+      .value("error", Finish::error);
+  nb::class_<Arrivals>(m, "Arrivals", "Which of many streams have something to take.")
+      .def(nb::init<>())
+      .def("fileno", &Arrivals::descriptor, "Readable while take() has something to give.")
+      .def("take", &Arrivals::take, "The keys of streams that have arrived since the last call.");
+  nb::class_<PythonStream>(m, "Stream", "A running request.")
+      .def("next", &PythonStream::next, "seconds"_a,
+           "(tokens, logits, logprobs, finish, stop_token) of the next round; None after the last "
+           "one; False when `seconds` have passed.")
+      .def("notify", &PythonStream::notify, "arrivals"_a, "key"_a,
+           "Once next() would return at once, puts `key` among the arrivals. Another call takes "
+           "the place of this one.")
+      .def("withdraw", &PythonStream::withdraw, "Takes the last notify() back.")
+      .def("cancel", &PythonStream::cancel, "Ends the stream within one round; any thread.")
+      .def("stats", &PythonStream::stats);
+}
+
 }  // namespace
 
 void bind_engine(nb::module_& m) {
   bind_options(m);
   bind_info(m);
+  bind_answers(m);
+  bind_streams(m);
   m.def("close_down", &close_down,
         "Before the interpreter ends: waits for the threads that are inside the engine, and lets "
         "nobody in any more.");
-  nb::class_<PythonStream>(m, "Stream", "A running request.")
-      .def("next", &PythonStream::next, "seconds"_a,
-           "(tokens, logits, logprobs, finish, stop_token) of the next round; None after the last "
-           "one; False when "
-           "`seconds` have passed.")
-      .def("cancel", &PythonStream::cancel, "Ends the stream within one round; any thread.")
-      .def("stats", &PythonStream::stats);
   nb::class_<Engine>(m, "Engine", "A loaded model with its levels.")
       .def_static("load", &load, "directory"_a, "options"_a, "progress"_a.none() = nb::none())
       .def(

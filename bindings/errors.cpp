@@ -1,4 +1,4 @@
-// Error -> the class of stepladder.errors that its code names.
+// Error -> the class of stepladder.base.errors that its code names.
 #include <nanobind/nanobind.h>
 
 #include "bindings.h"
@@ -34,7 +34,7 @@ const char* name_of(Code code) {
 /// Sets Python's error; a path in a message need not be UTF-8.
 void raise_in_python(Code code, const std::string& message) {
   try {
-    nb::object classes = nb::module_::import_("stepladder.errors").attr("BY_CODE");
+    nb::object classes = nb::module_::import_("stepladder.base.errors").attr("BY_CODE");
     nb::object type = classes[name_of(code)];
     nb::object text = nb::steal(PyUnicode_DecodeUTF8(
         message.data(), static_cast<Py_ssize_t>(message.size()), "backslashreplace"));

@@ -1,5 +1,5 @@
-// Casts of weights for the quantizer: the engine's own rounding, so that a stored copy and a cast
-// made at load are the same numbers.
+// The weight formats of this build, and casts for the quantizer: the engine's own rounding, so that
+// a stored copy and a cast made at load are the same numbers.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -45,9 +45,32 @@ nb::tuple cast(const std::string& format, Matrix values, int group) {
                         to_numpy(std::move(weight.scales), n, groups), weight.desc.group);
 }
 
-std::vector<std::string> format_names() {
-  std::vector<std::string> out;
-  for (const WeightFormat* f : formats()) out.emplace_back(f->name);
+/// What Python is told of a format.
+struct FormatInfo {
+  std::string name, alias;
+  std::vector<std::string> acts;
+  bool castable = false;
+  std::string code, scale;  // as a cast stores them; "" where it has none
+  int group = 0;
+};
+
+FormatInfo describe(const WeightFormat& format) {
+  constexpr int kWidth = 128;  // every group divides it
+  const std::vector<float> zeros(kWidth);
+  FormatInfo out{format.name, format.alias ? format.alias : ""};
+  for (Act act : format.acts) out.acts.emplace_back(act == Act::a8 ? "a8" : "a16");
+  if (!format.cast) return out;
+  const FormatDesc desc = format.cast(zeros, 1, kWidth, 0).desc;
+  out.castable = true;
+  out.code = name(desc.code);
+  if (desc.scaled) out.scale = name(desc.scale);
+  out.group = desc.group;
+  return out;
+}
+
+std::vector<FormatInfo> describe_all() {
+  std::vector<FormatInfo> out;
+  for (const WeightFormat* format : formats()) out.push_back(describe(*format));
   return out;
 }
 
@@ -58,7 +81,15 @@ void bind_formats(nb::module_& m) {
         "Codes int8 [n, k], scales f32 [n, groups] and the group size of f32 values [n, k] in a "
         "weight format; "
         "group 0 is the format's default.");
-  m.def("formats", &format_names, "Names of all weight formats.");
+  nb::class_<FormatInfo>(m, "Format", "A weight format of this build.")
+      .def_ro("name", &FormatInfo::name)
+      .def_ro("alias", &FormatInfo::alias, "Another name for it, or nothing.")
+      .def_ro("acts", &FormatInfo::acts, "Activation modes it runs in, the default first.")
+      .def_ro("castable", &FormatInfo::castable, "Whether cast() makes it.")
+      .def_ro("code", &FormatInfo::code, "The type of a weight's code in a cast.")
+      .def_ro("scale", &FormatInfo::scale, "The type of a scale in a cast; nothing without scales.")
+      .def_ro("group", &FormatInfo::group, "Weights a scale unless asked otherwise; 0: a row.");
+  m.def("formats", &describe_all, "All weight formats of this build.");
 }
 
 }  // namespace stepladder

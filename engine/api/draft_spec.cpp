@@ -36,9 +36,9 @@ constexpr DefaultTokens kDefaultTokens[] = {
 };
 constexpr int kOtherTokens = 4;  // a format nobody has measured yet
 
-const char* const kForms =
-    "; a level is lookup, cast:FORMAT, switch:a8, model:DIR or a path, followed by options such as "
-    ":shared or :tokens=4";
+const std::string kLevels = "lookup, cast:FORMAT, switch:a8, model:PATH or a path";
+const std::string kForms =
+    "; a level is " + kLevels + ", followed by options such as :shared or :tokens=4";
 
 /// Splits at unescaped separators. Escapes stay in the pieces.
 std::vector<std::string> split(std::string_view text, char separator) {
@@ -164,9 +164,12 @@ bool castable(const std::string& name) {
 }
 
 std::string castable_names() {
-  std::string out = "int8";
-  for (const WeightFormat* f : formats())
-    if (f->cast) out += std::string(", ") + f->name;
+  std::string out;
+  for (const WeightFormat* f : formats()) {
+    if (!f->cast) continue;
+    if (f->alias) out += std::string(out.empty() ? "" : ", ") + f->alias;
+    out += std::string(out.empty() ? "" : ", ") + f->name;
+  }
   return out;
 }
 
@@ -223,7 +226,11 @@ void check_head(const std::string& name) {
         "; leave it out to keep it as stored");
 }
 
-std::string format_name(const std::string& name) { return name == "int8" ? "w8a16" : name; }
+std::string format_name(const std::string& name) {
+  for (const WeightFormat* f : formats())
+    if (f->alias && name == f->alias) return f->name;
+  return name;
+}
 
 std::string level_name(const LevelSpec& level) {
   switch (level.kind) {
@@ -275,6 +282,8 @@ std::vector<LevelSpec> parse_draft(const std::string& text) {
   check_draft(out);
   return out;
 }
+
+std::string draft_forms() { return kLevels; }
 
 std::vector<LevelSpec> fixed_draft(std::vector<LevelSpec> levels) {
   for (LevelSpec& level : levels) level.tokens = with_defaults(level).tokens;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "core/error.h"
 
@@ -51,10 +52,7 @@ StreamState::StreamState(Request r, std::shared_ptr<Doorbell> doorbell,
 
 class StreamState::Awaiting {
  public:
-  explicit Awaiting(StreamState& state) : state_(state) {
-    state_.awaited_.fetch_add(1);
-    if (!state_.slotted_.load()) state_.doorbell_->ring();
-  }
+  explicit Awaiting(StreamState& state) : state_(state) { state_.begin_to_wait(); }
   ~Awaiting() { state_.awaited_.fetch_sub(1); }
   Awaiting(const Awaiting&) = delete;
   Awaiting& operator=(const Awaiting&) = delete;
@@ -63,14 +61,18 @@ class StreamState::Awaiting {
   StreamState& state_;
 };
 
+void StreamState::begin_to_wait() {
+  awaited_.fetch_add(1);
+  if (!slotted_.load()) doorbell_->ring();
+}
+
 bool StreamState::next(Chunk& out) {
   guard_.check_here();
   out = Chunk();
   std::unique_lock lock(mutex_);
-  const auto ready = [this] { return queued_ > 0 || finish_ != Finish::none; };
   if (!ready()) {
     const Awaiting awaiting(*this);
-    changed_.wait(lock, ready);
+    changed_.wait(lock, [this] { return ready(); });
   }
   if (queued_ > 0) {
     Round& round = rounds_[first_];
@@ -101,10 +103,32 @@ bool StreamState::next(Chunk& out) {
 bool StreamState::wait(int milliseconds) {
   guard_.check_here();
   std::unique_lock lock(mutex_);
-  const auto ready = [this] { return queued_ > 0 || finish_ != Finish::none; };
   if (ready() || milliseconds <= 0) return ready();
   const Awaiting awaiting(*this);
-  return changed_.wait_for(lock, std::chrono::milliseconds(milliseconds), ready);
+  return changed_.wait_for(lock, std::chrono::milliseconds(milliseconds),
+                           [this] { return ready(); });
+}
+
+void StreamState::notify(std::function<void()> then) {
+  guard_.check_here();
+  std::unique_lock lock(mutex_);
+  if (std::exchange(notify_, nullptr)) awaited_.fetch_sub(1);
+  if (!then) return;
+  if (ready()) {
+    lock.unlock();
+    then();
+  } else {
+    notify_ = std::move(then);
+    begin_to_wait();
+  }
+}
+
+void StreamState::tell(std::unique_lock<std::mutex> lock) {
+  const auto then = ready() ? std::exchange(notify_, nullptr) : nullptr;
+  if (then) awaited_.fetch_sub(1);
+  lock.unlock();
+  changed_.notify_all();
+  if (then) then();
 }
 
 void StreamState::cancel() noexcept {
@@ -147,39 +171,33 @@ bool StreamState::may_return() {
 
 void StreamState::push(std::span<const Token> tokens, std::span<const float> logits,
                        std::span<TokenLogprobs> logprobs, Finish finish, Token stop_token) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (!tokens.empty()) {
-      Round& round = rounds_[(first_ + queued_) % kQueuedRounds];
-      round.count = static_cast<int>(tokens.size());
-      std::copy(tokens.begin(), tokens.end(), round.token);
-      std::copy(logits.begin(), logits.end(), round.logit);
-      round.logprobs.assign(std::make_move_iterator(logprobs.begin()),
-                            std::make_move_iterator(logprobs.end()));
-      ++queued_;
-    }
-    finish_ = finish, stop_token_ = stop_token;
+  std::unique_lock lock(mutex_);
+  if (!tokens.empty()) {
+    Round& round = rounds_[(first_ + queued_) % kQueuedRounds];
+    round.count = static_cast<int>(tokens.size());
+    std::copy(tokens.begin(), tokens.end(), round.token);
+    std::copy(logits.begin(), logits.end(), round.logit);
+    round.logprobs.assign(std::make_move_iterator(logprobs.begin()),
+                          std::make_move_iterator(logprobs.end()));
+    ++queued_;
   }
-  changed_.notify_all();
+  finish_ = finish, stop_token_ = stop_token;
+  tell(std::move(lock));
 }
 
 void StreamState::finish(Finish reason) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (finish_ != Finish::none) return;
-    finish_ = reason;
-  }
-  changed_.notify_all();
+  std::unique_lock lock(mutex_);
+  if (finish_ != Finish::none) return;
+  finish_ = reason;
+  tell(std::move(lock));
 }
 
 void StreamState::fail(Code code, const std::string& message) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (finish_ != Finish::none) return;
-    finish_ = Finish::error;
-    error_.emplace(code, message);
-  }
-  changed_.notify_all();
+  std::unique_lock lock(mutex_);
+  if (finish_ != Finish::none) return;
+  finish_ = Finish::error;
+  error_.emplace(code, message);
+  tell(std::move(lock));
 }
 
 void StreamState::set_stats(const Stats& stats) {

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -65,11 +66,12 @@ class StreamState {
   // The caller's side.
   bool next(Chunk& out);
   bool wait(int milliseconds);
+  void notify(std::function<void()> then);
   void cancel() noexcept;
   Stats stats() const;
 
   // The engine's side.
-  /// Whether a caller stands in next() or wait() with nothing to take.
+  /// Whether a caller stands in next() or wait() with nothing to take, or is to be notified.
   bool awaited() const noexcept { return awaited_.load(std::memory_order_relaxed) > 0; }
   /// Whether the request has a slot; while it has none, a caller who begins to wait rings the
   /// doorbell.
@@ -96,6 +98,11 @@ class StreamState {
  private:
   /// Counts a caller as waiting while it does.
   class Awaiting;
+  void begin_to_wait();
+  /// Whether next() would return at once.
+  bool ready() const { return queued_ > 0 || finish_ != Finish::none; }
+  /// Tells everyone who waits that there is something to take, once the lock has been given back.
+  void tell(std::unique_lock<std::mutex>);
   struct Round {
     int count = 0;
     Token token[kMaxEmitted];
@@ -112,7 +119,8 @@ class StreamState {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<Round> rounds_;  // ring of kQueuedRounds
+  std::function<void()> notify_;  // counts in awaited_ while there is one
+  std::vector<Round> rounds_;     // ring of kQueuedRounds
   int first_ = 0, queued_ = 0;
   int wake_below_ = 0;  // the doorbell rings once fewer rounds are queued
   std::optional<std::chrono::steady_clock::time_point> full_since_;  // as the engine found it
@@ -130,6 +138,7 @@ class StreamHandle final : public Stream {
   ~StreamHandle() override { state_->cancel(); }
   bool next(Chunk& out) override { return state_->next(out); }
   bool wait(int milliseconds) override { return state_->wait(milliseconds); }
+  void notify(std::function<void()> then) override { state_->notify(std::move(then)); }
   void cancel() noexcept override { state_->cancel(); }
   Stats stats() const override { return state_->stats(); }
 

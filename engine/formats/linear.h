@@ -45,6 +45,8 @@ struct WeightFormat {
   /// Round-to-nearest cast of f32 [n, k]; group 0 = the format's default. Throws
   /// Error(invalid_argument) on values that are not finite or a group that does not divide k.
   CanonicalWeight (*cast)(std::span<const float> values, int n, int k, int group);
+  /// What drafts and quantize may call it too, or null.
+  const char* alias = nullptr;
 };
 
 /// All formats and kernels the build found, in folder order.

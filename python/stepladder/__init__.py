@@ -1,14 +1,13 @@
 """Stepladder: language models at the lowest latency, through any hierarchy of draft levels, with the
 same text bit for bit as without them."""
 
-# ruff: noqa: E402, I001
-from .terminal import end_quietly_if_interrupted
+# ruff: noqa: E402
+from .base.signals import end_quietly_if_interrupted
 
 end_quietly_if_interrupted()
 
 from ._core import __version__
-from .convert import convert
-from .errors import (
+from .base.errors import (
     CancelledError,
     Error,
     FileError,
@@ -19,10 +18,14 @@ from .errors import (
     UnsupportedError,
     VocabMismatchError,
 )
-from .levels import Cast, Draft, Lookup, Switch
-from .model import Chat, Model, inspect, load
-from .quantize import quantize
-from .stream import LevelStats, Piece, Result, Stats, Stream, TokenLogprob
+from .files.convert import convert
+from .files.quantize import quantize
+from .model.chat import Chat
+from .model.levels import Cast, Draft, Lookup, Switch
+from .model.loading import inspect, load
+from .model.model import Model
+from .model.results import LevelStats, Piece, Result, Stats, TokenLogprob
+from .model.stream import Stream
 
 del end_quietly_if_interrupted
 

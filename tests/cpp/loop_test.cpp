@@ -5,7 +5,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
+#include <future>
 #include <random>
 #include <thread>
 
@@ -364,6 +366,54 @@ TEST(Loop, WaitSaysWhetherNextWouldReturn) {
   EXPECT_TRUE(stream->wait(10000));
   EXPECT_EQ(take(*stream).tokens.size(), 2u);
   EXPECT_TRUE(stream->wait(0));  // next() returns at once: there is nothing more
+}
+
+TEST(Loop, NotifyCallsOnceWhenNextWouldReturn) {
+  Fixture f({.slots = 1}, false);
+  f.verifier->shut();
+  auto stream = f.loop->submit(request_of(some_prompt(3, 1), 2));
+  f.verifier->wait_for_calls(1);
+  std::atomic<int> replaced = 0, withdrawn = 0;
+  std::promise<void> arrived;
+  stream->notify([&] { ++replaced; });
+  stream->notify([&] { ++withdrawn; });
+  stream->notify(nullptr);
+  stream->notify([&] { arrived.set_value(); });  // a second call would throw
+  EXPECT_FALSE(stream->wait(0));
+  f.verifier->open();
+  arrived.get_future().wait();
+  EXPECT_TRUE(stream->wait(0));
+  EXPECT_EQ(take(*stream).tokens.size(), 2u);
+  EXPECT_EQ(replaced + withdrawn, 0);
+  int now = 0;
+  stream->notify([&] { ++now; });  // nothing more will come, which next() says at once
+  EXPECT_EQ(now, 1);
+}
+
+TEST(Loop, AStreamThatIsToBeNotifiedStandsInTheLine) {
+  Fixture f({.slots = 1, .context = 5000});
+  auto unread = f.loop->submit(request_of(some_prompt(3, 1), 4000));
+  Chunk first;
+  ASSERT_TRUE(unread->next(first));  // it has the slot, and soon a full queue
+  auto behind = f.loop->submit(request_of(some_prompt(3, 2), 5));
+  std::promise<void> arrived;
+  behind->notify([&] { arrived.set_value(); });
+  arrived.get_future().wait();
+  EXPECT_EQ(take(*behind).tokens.size(), 5u);
+  unread->cancel();
+}
+
+TEST(Loop, ACancelledStreamNotifies) {
+  Fixture f({.slots = 1});
+  f.verifier->shut();
+  auto stream = f.loop->submit(request_of(some_prompt(3, 1), 50));
+  f.verifier->wait_for_calls(1);
+  std::promise<void> ended;
+  stream->notify([&] { ended.set_value(); });
+  stream->cancel();
+  f.verifier->open();
+  ended.get_future().wait();
+  EXPECT_TRUE(stream->wait(0));
 }
 
 TEST(Loop, JobsRunWhenNobodyIsServed) {

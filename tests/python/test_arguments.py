@@ -8,7 +8,7 @@ import pytest
 import stepladder
 from conftest import refused
 from stepladder import Cast, Draft, FileError, InvalidArgumentError, Lookup, Switch
-from stepladder.arguments import shown
+from stepladder.base.arguments import shown
 
 HUGE = [10**5000] * 10**6  # slow to print, and Python refuses to print its numbers at all
 
@@ -181,7 +181,7 @@ def test_unknown_options_name_the_call_and_the_nearest(tiny_model, call, name, n
 
 
 def test_every_request_option_is_known(tiny_model):
-    from stepladder.options import OPTIONS, build_request
+    from stepladder.model.options import OPTIONS, build_request
 
     names = set(inspect.signature(build_request).parameters) - {"prompt", "vocab", "defaults"}
     assert names < OPTIONS
@@ -393,8 +393,8 @@ def test_formats_are_names(tiny_dir, tmp_path, value):
 
 @pytest.mark.parametrize("value", [5, "1", None, 1.5, True], ids=str)
 def test_bench_arguments_of_wrong_types(tiny_model, value):
-    from stepladder.bench import run
-    from stepladder.questions import BUILT_IN
+    from stepladder.cli.bench import run
+    from stepladder.model.questions import BUILT_IN
 
     if value != 5:
         with refused(InvalidArgumentError, "seed"):

@@ -202,12 +202,12 @@ def test_bench_prints_a_row_a_group(capsys, tiny_dir, questions):
     )
 
 
-def test_repeated_grams():
-    from stepladder.bench import repeated_grams
+def test_count_grams():
+    from stepladder._core import count_grams
 
-    assert repeated_grams(list(range(20))) == (0, 13)
-    assert repeated_grams([1, 2, 3] * 6) == (8, 11)
-    assert repeated_grams([1] * 7) == (0, 0)
+    assert count_grams(list(range(20))) == (0, 13)
+    assert count_grams([1, 2, 3] * 6) == (8, 11)
+    assert count_grams([1] * 7) == (0, 0)
 
 
 CODES = {
@@ -266,7 +266,7 @@ def test_out_of_memory_has_its_code(capsys, tiny_dir, monkeypatch):
     def full(*args, **options):
         raise stepladder.OutOfMemoryError("needs 9 GB, 1 GB is free")
 
-    monkeypatch.setattr("stepladder.model.load", full)
+    monkeypatch.setattr("stepladder.cli.command.load", full)
     code, out, err = run(capsys, "generate", tiny_dir, "x")
     assert (code, out) == (4, "") and "9 GB" in err
 
@@ -291,7 +291,7 @@ def test_each_error_has_the_code_of_the_readme(capsys, tiny_dir, monkeypatch, er
     def fail(*args, **options):
         raise error("what went wrong")
 
-    monkeypatch.setattr("stepladder.model.load", fail)
+    monkeypatch.setattr("stepladder.cli.command.load", fail)
     code, out, err = run(capsys, "generate", tiny_dir, "x")
     assert (code, out) == (wanted, "") and "Traceback" not in err
     assert "what went wrong" in err or error is KeyboardInterrupt
@@ -335,7 +335,7 @@ def test_the_module_runs_as_a_command():
 
 LONG = ["--raw", "--max-tokens", "200", "--ignore-eos", "--threads", "1"]
 SLOW = (
-    "import sys, time, stepladder.stream as s\n"
+    "import sys, time, stepladder.model.stream as s\n"
     "take = s.Stream._take\n"
     "s.Stream._take = lambda self, chunk: (time.sleep(0.05), take(self, chunk))[1]\n"
     "from stepladder.cli import main\n"

@@ -8,7 +8,7 @@ import pytest
 import stepladder
 import tiny
 from conftest import run_command
-from stepladder.cli_options import command_parser
+from stepladder.cli.options import command_parser
 
 COMMANDS = ("generate", "chat", "inspect", "convert", "quantize", "verify", "bench")
 PLACES = dict.fromkeys(COMMANDS, ["model"]) | {

@@ -12,8 +12,8 @@ import stepladder
 import tiny
 from conftest import refused
 from stepladder import FileError, InvalidArgumentError, ModelFormatError, UnsupportedError, convert
-from stepladder.convert import to_bf16
-from stepladder.text import Text
+from stepladder.files.convert import to_bf16
+from stepladder.text.tokenizer import Text
 
 
 def stored(directory):
@@ -71,7 +71,7 @@ def test_block_formats_are_dequantized(tmp_path, kind):
 
 def test_every_block_format_of_ggml_can_be_read(tmp_path):
     """Random blocks of each type: what the gguf package dequantizes arrives, row by row."""
-    from stepladder.gguf_file import GgufFile
+    from stepladder.files.gguf_file import GgufFile
 
     rng = np.random.default_rng(0)
     readable = []
@@ -306,7 +306,7 @@ class Fields:
 
 @pytest.mark.parametrize("case", BAD_VOCABULARIES)
 def test_malformed_vocabularies_are_refused(tmp_path, case):
-    from stepladder.gguf_tokenizer import Vocabulary
+    from stepladder.files.gguf_tokenizer import Vocabulary
 
     changes, error, word = BAD_VOCABULARIES[case]
     with refused(error, "vocab.gguf", word):
@@ -400,7 +400,7 @@ def test_missing_files_and_wrong_options(tmp_path):
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     import errno
 
-    from stepladder.output import SafetensorsWriter
+    from stepladder.files.output import SafetensorsWriter
 
     tiny.write_gguf(tmp_path / "m.gguf")
     write = SafetensorsWriter.write
@@ -417,7 +417,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_shards_and_their_index(tmp_path, monkeypatch):
-    import stepladder.output as output
+    import stepladder.files.output as output
 
     values = tiny.write_gguf(tmp_path / "m.gguf")
     monkeypatch.setattr(output.SafetensorsWriter.__init__, "__defaults__", (100_000,))

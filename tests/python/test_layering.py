@@ -47,21 +47,34 @@ LAYERS = [
     ("engine/spec/drafters/*", ["spec/*.h", *MODEL], [STANDARD]),
     ("engine/spec/*", SPEC, [STANDARD]),
     ("engine/api/*", ["api/*.h", "spec/*.h", "backends/*.h", *MODEL], [STANDARD, MACHINE, JSON]),
-    ("bindings/*", ["*.h", "formats/linear.h", *PUBLIC], [STANDARD, NANOBIND]),
-    ("bench/kernels*", ["bench/*.h", "formats/*.h", "backends/*.h", *IO], [STANDARD, MACHINE, CLI]),
-    ("bench/*", ["bench/*.h", "*.h", *PUBLIC], [STANDARD, MACHINE, CLI]),
+    ("bindings/*", ["*.h", "formats/linear.h", *PUBLIC], [STANDARD, MACHINE, NANOBIND]),
+    (
+        "bench/kernels*",
+        ["bench/*.h", "formats/*.h", "backends/*.h", *IO],
+        [STANDARD, MACHINE, JSON, CLI],
+    ),
+    ("bench/*", ["bench/*.h", "*.h", *PUBLIC], [STANDARD, MACHINE, JSON, CLI]),
 ]
 
 # Python: what each file may import beside the standard library, numpy and the package itself.
 EVERYWHERE = {"stepladder", "numpy"}
-TEXT = {"tokenizers", "sentencepiece", "jinja2"}
 IMPORTS = [
-    ("python/stepladder/text*", TEXT),
-    ("python/stepladder/*convert*", {"gguf", "safetensors", *TEXT}),
-    ("python/stepladder/*gguf*", {"gguf", "safetensors", *TEXT}),
-    ("python/stepladder/*", {"safetensors", "rich", "tqdm"}),
-    ("bench/*", {"gguf", "safetensors", "datasets"}),
+    ("python/stepladder/base/*", {"rich"}),
+    ("python/stepladder/text/*", {"tokenizers", "sentencepiece", "jinja2"}),
+    ("python/stepladder/files/*", {"gguf"}),
+    ("bench/*", {"gguf", "datasets"}),
 ]
+# The rooms of the package and those that each may import from; `_core` is the engine. The package
+# itself gathers the public names of all but the command, which only `python -m` starts.
+ROOMS = {
+    "base": set(),
+    "text": {"base"},
+    "files": {"_core", "base"},
+    "model": {"_core", "base", "text", "files"},
+    "cli": {"_core", "base", "files", "model"},
+    "__init__": {"_core", "base", "files", "model"},
+    "__main__": {"cli"},
+}
 # Text is Python's business and numbers are the engine's: a framework would blur the line.
 NEVER = {"torch", "transformers", "tensorflow", "jax"}
 
@@ -146,6 +159,51 @@ def bad_imports(name, text):
     return [f"{name} imports {i}" for i in imported(text) if i in NEVER or i not in known]
 
 
+def package_imports(name, text):
+    """The modules of the package that its file `name` imports, wherever in the file: "text.guard"."""
+    inside = name.removeprefix("python/stepladder/").split("/")[:-1]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found = [
+                a.name.split(".")[1:] for a in node.names if a.name.split(".")[0] == "stepladder"
+            ]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = inside[: len(inside) + 1 - node.level]
+            found = [base + (node.module or "").split(".")] if node.module else [[*base, a.name] for a in node.names]  # fmt: skip
+        elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "stepladder":
+            found = [node.module.split(".")[1:]]
+        else:
+            continue
+        yield from (".".join(parts) or "__init__" for parts in found)
+
+
+def module_of(name):
+    return (
+        name.removeprefix("python/stepladder/")
+        .removesuffix(".py")
+        .removesuffix("/__init__")
+        .replace("/", ".")
+    )
+
+
+def bad_rooms(name, text):
+    """The imports of the package's file `name` that lead to a room it may not enter."""
+    room = module_of(name).split(".")[0]
+    if room not in ROOMS:
+        return [f"{name} belongs to no room: give it a row in ROOMS"]
+    entered = ((i, i.split(".")[0]) for i in package_imports(name, text))
+    return [f"{name} imports {i}" for i, to in entered if to not in ROOMS[room] | {room}]
+
+
+def circles(imports):
+    """Modules that stand in a circle of `imports`, module -> modules, or lead into one."""
+    left = {m: {i for i in to if i in imports} for m, to in imports.items()}
+    while free := [m for m, to in left.items() if not to & left.keys()]:
+        for module in free:
+            del left[module]
+    return sorted(left)
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_includes_follow_the_layers(path):
     assert bad_includes(name_of(path), path.read_text()) == []
@@ -154,6 +212,56 @@ def test_includes_follow_the_layers(path):
 @pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
 def test_imports_follow_the_layers(path):
     assert bad_imports(name_of(path), path.read_text()) == []
+
+
+PACKAGE = [p for p in SCRIPTS if name_of(p).startswith("python/")]
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_rooms_import_one_way(path):
+    assert bad_rooms(name_of(path), path.read_text()) == []
+
+
+def test_rooms_have_an_order_and_modules_no_circles():
+    assert circles(ROOMS) == []
+    modules = {
+        module_of(name_of(p)): set(package_imports(name_of(p), p.read_text())) for p in PACKAGE
+    }
+    assert circles(modules) == []
+    assert len(modules["model.model"] & modules.keys()) > 5  # the names do meet
+    assert {m.split(".")[0] for m in modules} == ROOMS.keys()
+
+
+@pytest.mark.parametrize(
+    "name, line",
+    [
+        ("base/errors.py", "from ..text.guard import Guard"),
+        ("base/errors.py", "from .. import _core"),
+        ("text/guard.py", "def f():\n    from ..model.stream import Stream"),
+        ("text/guard.py", "from .. import _core"),
+        ("text/guard.py", "import stepladder"),
+        ("files/hub.py", "import stepladder.text.guard as g"),
+        ("model/model.py", "if TYPE_CHECKING:\n    from ..cli import main"),
+        ("model/model.py", "from stepladder.cli import main"),
+        ("cli/bench.py", "from .. import Model"),
+        ("__init__.py", "from .cli import main"),
+        ("new_room/file.py", ""),
+    ],
+)
+def test_a_way_into_a_wrong_room_is_found(name, line):
+    assert (
+        len(bad_rooms(f"python/stepladder/{name}", f"from __future__ import annotations\n{line}"))
+        == 1
+    )
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b", "x"}, "b": {"c"}, "c": {"b"}, "d": {"d"}, "e": set()}) == [
+        "a",
+        "b",
+        "c",
+        "d",
+    ]
 
 
 def test_every_layer_has_files():
@@ -224,10 +332,14 @@ def test_a_right_include_is_not(name, line):
 @pytest.mark.parametrize(
     "name, line",
     [
-        ("python/stepladder/text.py", "import torch"),
-        ("python/stepladder/levels.py", "import tokenizers"),
-        ("python/stepladder/cli.py", "def f():\n    from gguf.gguf_reader import GGUFReader"),
-        ("python/stepladder/cli.py", "import requests.adapters as a"),
+        ("python/stepladder/text/guard.py", "import torch"),
+        ("python/stepladder/model/levels.py", "import tokenizers"),
+        ("python/stepladder/model/levels.py", "import safetensors"),
+        (
+            "python/stepladder/cli/command.py",
+            "def f():\n    from gguf.gguf_reader import GGUFReader",
+        ),
+        ("python/stepladder/cli/command.py", "import requests.adapters as a"),
         ("bench/demo.py", "from transformers import AutoModel"),
     ],
 )
@@ -238,7 +350,7 @@ def test_a_wrong_import_is_caught(name, line):
 def test_a_right_import_is_not():
     assert (
         bad_imports(
-            "python/stepladder/text.py", "import os.path\nfrom . import _core\nimport jinja2"
+            "python/stepladder/text/guard.py", "import os.path\nfrom . import _core\nimport jinja2"
         )
         == []
     )

@@ -9,8 +9,9 @@ import pytest
 import tiny
 from conftest import refused
 from stepladder import InvalidArgumentError, ModelFormatError, UnsupportedError, convert
-from stepladder.gguf_file import GgufFile
-from stepladder.text import MAX_TEXT, Text
+from stepladder.files.gguf_file import GgufFile
+from stepladder.text.tokenizer import Text
+from stepladder.text.vocabulary import MAX_TEXT
 from test_convert import field, header, string, tensor
 
 FLOAT, UINT8, INT32, STRING, INT64 = 6, 0, 5, 8, 11
@@ -246,14 +247,14 @@ def test_texts_that_would_grow_too_large_are_refused(tmp_path, case):
     ids=lambda v: v["type"] if v else "none",
 )  # fmt: skip
 def test_ordinary_normalizers_leave_room_for_long_prompts(tmp_path, normalizer):
-    from stepladder.text_growth import growth
+    from stepladder.text.growth import growth
 
     assert 100_000 * growth(normalizer, tmp_path) <= MAX_TEXT
 
 
 def with_table(directory, table):
     """A SentencePiece model whose normalizer has a table of replacements."""
-    from stepladder.gguf_tokenizer import _field, _number
+    from stepladder.files.gguf_tokenizer import _field, _number
 
     tiny.write_gguf(directory / "m.gguf", tokenizer="llama")
     convert(directory / "m.gguf", directory / "out")
@@ -305,7 +306,7 @@ def test_a_config_of_many_megabytes_is_refused(tmp_path):
 
 
 def test_what_stands_in_texts_counts_as_no_entry(tmp_path):
-    from stepladder.text import read_json
+    from stepladder.base.json_file import read_json
 
     value = {"a": "[" * 900, "b\\": ',"\\', "c": ["\\\\", '"{' * 90], "d": 1}
     (tmp_path / "m.json").write_text(json.dumps(value))

@@ -410,7 +410,7 @@ def test_errors_are_also_the_builtin_ones():
 
 def test_level_strings_and_objects_are_the_same():
     from stepladder._core import draft_to_string
-    from stepladder.levels import to_specs
+    from stepladder.model.levels import to_specs
 
     line = "cast:mxfp4:shared:tokens=4,lookup:tokens=6:max=5:min=2"
     objects = [

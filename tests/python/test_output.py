@@ -19,7 +19,7 @@ HALF = (
     "    if done > total // 2: print('half', flush=True); time.sleep(20)\n"
     "@contextlib.contextmanager\n"
     "def bar(label, show=None): yield report\n"
-    "import stepladder.progress as p\n"
+    "import stepladder.base.progress as p\n"
     "p.bar = bar\n"
 )
 CALLS = {

@@ -7,8 +7,8 @@ import pytest
 import stepladder
 from conftest import refused
 from stepladder import FileError, convert
-from stepladder.questions import load_questions
-from stepladder.text import Text
+from stepladder.model.questions import load_questions
+from stepladder.text.tokenizer import Text
 
 
 def spoilt(path, how):

@@ -12,7 +12,7 @@ import stepladder
 import tiny
 from conftest import refused
 from stepladder import FileError, InvalidArgumentError, UnsupportedError, quantize
-from stepladder.quantize import FORMATS
+from stepladder.files.compressed_tensors import LAYOUTS
 
 FORMAT_BITS = {"w8a16": 8, "w8a8": 8, "w4a16": 4, "mxfp4": 4}
 
@@ -32,7 +32,7 @@ def bound(values, format):
     )
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", LAYOUTS)
 def test_values_are_within_their_step(tiny_dir, tmp_path, format):
     quantize(tiny_dir, tmp_path / "out", format)
     before, after = reference.Weights(tiny_dir), reference.Weights(tmp_path / "out")
@@ -46,7 +46,7 @@ def test_values_are_within_their_step(tiny_dir, tmp_path, format):
             assert np.array_equal(before.raw(name), after.raw(name)), name
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", LAYOUTS)
 def test_the_config_says_what_is_there(tiny_dir, tmp_path, format):
     quantize(tiny_dir, tmp_path / "out", format)
     config = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
@@ -76,13 +76,13 @@ def test_a_stored_copy_and_a_cast_at_load_are_the_same_level(tiny_dir, tmp_path,
 
 
 def test_packing_of_int4_and_int8_words():
-    from stepladder.quantize import _pack_nibbles, _pack_w4, _pack_w8
+    from stepladder.files.compressed_tensors import packed_nibbles, packed_words
 
     codes = np.array([[-8, -7, 0, 7, 1, 2, 3, -1]], np.int8)
-    assert _pack_w4(codes).tolist() == [[0x7BA9F810]]
-    assert _pack_w8(codes[:, :4]).tolist() == [[0x87807978]]
-    assert _pack_w8(codes[:, :5]).tolist() == [[0x87807978, 0x81]]
-    assert _pack_nibbles(np.array([[1, 15, 8, 7]], np.int8)).tolist() == [[0xF1, 0x78]]
+    assert packed_words(codes, 4).tolist() == [[0x7BA9F810]]
+    assert packed_words(codes[:, :4], 8).tolist() == [[0x87807978]]
+    assert packed_words(codes[:, :5], 8).tolist() == [[0x87807978, 0x81]]
+    assert packed_nibbles(np.array([[1, 15, 8, 7]], np.int8)).tolist() == [[0xF1, 0x78]]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_outputs_are_kept(tiny_dir, tmp_path):
 
 
 def test_a_full_disk_and_an_interrupt_leave_nothing(tiny_dir, tmp_path, monkeypatch):
-    from stepladder.output import SafetensorsWriter
+    from stepladder.files.output import SafetensorsWriter
 
     write = SafetensorsWriter.write
 

@@ -232,8 +232,8 @@ def test_levels_change_nothing(tiny_model):
 
 
 def test_a_difference_is_found_and_shown():
-    from stepladder.stream import Result, Stats
-    from stepladder.verify import first_difference
+    from stepladder.model.results import Result, Stats
+    from stepladder.model.verify import first_difference
 
     def result(tokens, logits, reason="length"):
         return Result("", tokens, logits, None, reason, Stats(0, 0, 0, 0, 0, 0, 0), 0)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stepladder import InvalidArgumentError
-from stepladder.stops import StopMatcher, checked_stops
+from stepladder.text.stops import StopMatcher, checked_stops
 
 ALPHABET = "ab\né🙂"
 TEXTS = st.text(ALPHABET, max_size=30)

@@ -3,7 +3,7 @@
 import pytest
 from conftest import refused
 from stepladder import InvalidArgumentError, ModelFormatError
-from stepladder.text_template import ChatTemplate
+from stepladder.text.template import ChatTemplate
 
 MESSAGES = [
     {"role": "user", "content": " hi "},
@@ -12,7 +12,7 @@ MESSAGES = [
 
 
 def render(source, messages=MESSAGES, **variables):
-    return ChatTemplate(source, "template").render(messages, True, variables)
+    return ChatTemplate(source, "template").render(messages, True, variables).text
 
 
 GOOD = {
@@ -135,4 +135,52 @@ def test_a_template_that_failed_once_can_run_again():
     )
     with refused(ModelFormatError, "steps"):
         template.render([{"n": 100_000}], True, {})
-    assert template.render([{"n": 1}], True, {}) == ""
+    assert template.render([{"n": 1}], True, {}).text == ""
+
+
+KEEPING = [
+    "{% for m in messages %}<|{{ m.role }}|>{{ m['content'] + eos }}\n{% endfor %}",
+    "{{ messages[1].content | trim }}{{ messages | length }}{{ messages[0].content | default('x') }}",
+    "{% for m in messages[1:] %}{{ m.get('content') ~ loop.index }}{% endfor %}",
+    "{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f(messages[0].content) }}",
+    "{% for key, value in messages[0].items() %}{{ key }}{% endfor %}",
+    "{% if '</think>' in messages[1].content and messages[1].content.startswith('<') %}x{% endif %}",
+    "{% set ns = namespace(x='') %}{% set ns.x = ns.x + messages[0].content %}{{ ns.x }}",
+    "{{ (messages | selectattr('role', 'eq', 'user') | list | first).content }}{{ 3 | string | length }}",
+]
+CHANGING = [
+    "{{ messages[0].content | trim }}",
+    "{{ messages[0].content.strip() }}",
+    "{{ messages[0].content | upper }}",
+    "{{ messages[0].content.replace('h', 'j') }}",
+    "{{ messages[0].content[1:] }}",
+    "{{ messages[0].content[1] }}",
+    "{{ messages[0].content.split('h')[1] }}",
+    "{{ messages[0].content | list | first }}",
+    "{{ messages[0].content | first }}",
+    "{{ messages[0].content | reverse }}",
+    "{% for c in messages[0].content %}{{ c }}{% endfor %}",
+    "{% set a, b, c, d = messages[0].content %}{{ c }}",
+    "{% for a, b in ['ab'] %}{{ b }}{% endfor %}",
+    "{{ ['a', messages[0].content] | join('') }}",
+    "{{ '-'.join(messages | map(attribute='content')) }}",
+    "{{ messages | map(attribute='content') | map('upper') | list | length }}",
+    "{{ messages[0] | tojson }}",
+    "{{ messages[0] }}",
+    "{{ [messages[0].content] ~ '' }}",
+    "{{ '%s!' % messages[0].content }}",
+    "{{ messages[0].content * 2 }}",
+    "{{ messages[0].content | escape }}",
+    "{% filter upper %}{{ messages[0].content }}{% endfilter %}",
+    "{{ strftime_now(messages[0].content) }}",
+]
+
+
+@pytest.mark.parametrize("source", KEEPING)
+def test_a_template_that_joins_texts_changes_none(source):
+    assert not ChatTemplate(source, "template").render(MESSAGES, True, {"eos": "</s>"}).changed
+
+
+@pytest.mark.parametrize("source", CHANGING)
+def test_a_template_that_changes_a_text_is_noticed(source):
+    assert ChatTemplate(source, "template").render(MESSAGES, True, {}).changed

@@ -8,9 +8,9 @@ from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepladder import FileError, InvalidArgumentError, ModelFormatError, UnsupportedError
-from stepladder.convert import convert
-from stepladder.prompts import Context
-from stepladder.text import Text
+from stepladder.files.convert import convert
+from stepladder.text.prompts import Context
+from stepladder.text.tokenizer import Text
 
 EVERYTHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 MARKS = "\U000f5ad0"
@@ -152,6 +152,26 @@ def test_no_template_bends_text_into_control_tokens(tmp_path, case):
     for content in ("The cat", "", " \n", "a <| b |>"):
         ids = text.encode_chat([{"role": "user", "content": content}])
         assert [i for i in ids if text.is_control(i)] == [1, 2, 1]
+
+
+def test_a_template_that_joins_texts_runs_once(bpe, monkeypatch):
+    calls = []
+    render = type(bpe.template).render
+    monkeypatch.setattr(
+        type(bpe.template), "render", lambda *args: calls.append(1) or render(*args)
+    )
+    for content in ("The cat", "", "<|im_start|>", "a <| b |>"):
+        bpe.encode_chat([{"role": "user", "content": content}])
+    assert len(calls) == 4
+
+
+def test_a_text_that_a_template_completes_on_both_sides_is_refused(tmp_path):
+    written = "{% for m in messages %}<|im_end|><{{ m['content'] }}>{% endfor %}"
+    tiny.write_tokenizer(tmp_path, chat_template=written)
+    text = Text(tmp_path)
+    assert len(text.encode_chat([{"role": "user", "content": "im_start"}])) > 3
+    with refused(InvalidArgumentError, "messages", "<|im_start|>", "control token"):
+        text.encode_chat([{"role": "user", "content": "|im_start|"}])
 
 
 def test_a_template_may_write_control_tokens_by_what_the_model_said(tmp_path):

@@ -8,9 +8,9 @@ from typing import Any
 
 import gguf
 import numpy as np
-from stepladder.convert import to_bf16
-from stepladder.output import SafetensorsWriter, TensorSpec
-from stepladder.text_json import _byte_alphabet
+from stepladder.files.convert import to_bf16
+from stepladder.files.output import SafetensorsWriter, TensorSpec
+from stepladder.text.vocabulary import byte_alphabet
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -35,7 +35,7 @@ FAMILIES = {
 def vocabulary() -> list[str]:
     """Specials, all bytes, and a few merged tokens."""
     merged = [m.replace(" ", "") for m in MERGES]
-    return [*SPECIALS, *_byte_alphabet(), *dict.fromkeys(merged)]
+    return [*SPECIALS, *byte_alphabet(), *dict.fromkeys(merged)]
 
 
 def tokenizer_json(**changes: Any) -> dict[str, Any]:

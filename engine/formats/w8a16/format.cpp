@@ -23,7 +23,7 @@ constexpr Act kActs[] = {Act::a16};
 }  // namespace
 
 namespace format {
-extern const WeightFormat w8a16{"w8a16", kActs, recognises, read, cast};
+extern const WeightFormat w8a16{"w8a16", kActs, recognises, read, cast, "int8"};
 }
 
 namespace w8a16 {

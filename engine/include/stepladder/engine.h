@@ -33,9 +33,11 @@ struct LevelSpec {
 };
 
 /// "cast:mxfp4:shared:tokens=4,lookup" -> levels. Forms: cast:FORMAT, switch:a8, lookup,
-/// model:DIR or a bare path; options after a colon: shared, own, tokens=N, head=FORMAT, max=N,
+/// model:PATH or a bare path; options after a colon: shared, own, tokens=N, head=FORMAT, max=N,
 /// min=N. Throws Error(invalid_argument) naming the part it cannot read.
 std::vector<LevelSpec> parse_draft(const std::string& text);
+/// What a level of a spec can be, for messages: "lookup, cast:FORMAT, ...".
+std::string draft_forms();
 /// The same levels with every draft length fixed, at its default where none is given: they draft
 /// whether it pays or not.
 std::vector<LevelSpec> fixed_draft(std::vector<LevelSpec>);
@@ -117,6 +119,10 @@ class Stream {
   virtual bool next(Chunk& out) = 0;
   /// Waits at most so long until next() would return at once; false when it still would not.
   virtual bool wait(int milliseconds) = 0;
+  /// Calls `then` once, as soon as next() would return at once: right here, or later on the
+  /// engine's thread, where it has to be quick, must not throw and must not use this stream. Until
+  /// then its caller counts as waiting. Another call replaces it, null takes it back.
+  virtual void notify(std::function<void()> then) = 0;
   /// Ends the stream within one round, or between two prompt blocks. Any thread.
   virtual void cancel() noexcept = 0;
   virtual Stats stats() const = 0;

@@ -1,0 +1,5 @@
+"""The command `stepladder`."""
+
+from .command import main
+
+__all__ = ["main"]

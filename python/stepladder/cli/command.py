@@ -1,0 +1,352 @@
+"""The command `stepladder`. Only results go to standard output; all else goes to standard error.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bad model, 4 out of memory, 130 interrupted, 128 + n
+ended by signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from ..base.errors import (
+    Error,
+    FileError,
+    InvalidArgumentError,
+    ModelFormatError,
+    UnsupportedError,
+    VocabMismatchError,
+)
+from ..base.progress import bar
+from ..base.signals import end_quietly_if_interrupted, ending_in_order, take_interrupts
+from ..files.convert import convert
+from ..files.hub import resolve
+from ..files.quantize import quantize
+from ..model.chat import Chat
+from ..model.levels import fixed
+from ..model.loading import inspect, load
+from ..model.model import Model
+from ..model.questions import load_questions
+from ..model.results import TokenLogprob
+from ..model.stream import Stream
+from ..model.verify import compare
+from .bench import run
+from .options import command_parser
+from .terminal import prepare_streams
+
+FAILED, USAGE, BAD_MODEL, NO_MEMORY, INTERRUPTED = 1, 2, 3, 4, 130
+
+
+class _BadModelFile(Exception):
+    """A file error met while a model was opened."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    prepare_streams()
+    runs = {"generate": _generate, "chat": _chat, "inspect": _inspect, "convert": _convert,
+            "quantize": _quantize, "verify": _verify, "bench": _bench}  # fmt: skip
+    args, left = command_parser(runs).parse_known_args(arguments)
+    _place(args, left)
+    logging.basicConfig(
+        stream=sys.stderr,
+        format="%(message)s",
+        level=logging.INFO if args.verbose else logging.WARNING,
+    )
+    try:
+        take_interrupts()
+        # A plain kill, or a terminal that goes, cleans up as Ctrl-C does.
+        with ending_in_order():
+            code = args.run(args)
+            sys.stdout.flush()
+            return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read standard output has gone; nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except UnicodeDecodeError:
+        return _complain(ValueError("standard input is not text in its encoding"), USAGE)
+    except MemoryError as error:
+        return _complain(error, NO_MEMORY)
+    except InvalidArgumentError as error:
+        return _complain(error, USAGE)
+    except (ModelFormatError, UnsupportedError, VocabMismatchError, _BadModelFile) as error:
+        return _complain(error, BAD_MODEL)
+    except (Error, OSError) as error:
+        return _complain(error, FAILED)
+    finally:
+        end_quietly_if_interrupted()
+
+
+def _place(args: argparse.Namespace, left: list[str]) -> None:
+    """A prompt may follow the options; whatever else is left over is an error of the command."""
+    if not left:
+        return
+    if len(left) == 1 and not left[0].startswith("-") and getattr(args, "prompt", "") is None:
+        args.prompt = left[0]
+        return
+    wrong = next((x for x in left if x.startswith("-")), left[0])
+    known = [o for o in args.parser._option_string_actions if o.startswith("--")]
+    near = difflib.get_close_matches(wrong.split("=")[0], known, 1) if wrong[0] == "-" else []
+    hint = f"; did you mean {near[0]}?" if near else ""
+    args.parser.error(f"unrecognized arguments: {' '.join(left)}{hint}")
+
+
+def _complain(error: BaseException, code: int) -> int:
+    print(f"stepladder: {error or type(error).__name__}", file=sys.stderr)
+    return code
+
+
+def _request(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "frequency_penalty",
+             "presence_penalty", "stop", "stop_token_ids", "max_tokens", "logprobs")  # fmt: skip
+    given = {n: getattr(args, n) for n in names if getattr(args, n, None) is not None}
+    if args.logit_bias:
+        given["logit_bias"] = dict(args.logit_bias)
+        if len(given["logit_bias"]) < len(args.logit_bias):
+            raise InvalidArgumentError("--logit-bias: a token is named twice")
+    return given | {"ignore_eos": args.ignore_eos, "generation_config": args.generation_config}
+
+
+def _load(args: argparse.Namespace, draft: str | None, max_sequences: int = 1) -> Model:
+
+    with _opening():
+        return load(args.model, draft, context=args.context, threads=args.threads, device=args.device, isa=args.isa,
+                    head=args.head, max_sequences=max_sequences)  # fmt: skip
+
+
+@contextlib.contextmanager
+def _opening() -> Iterator[None]:
+    try:
+        yield
+    except FileError as error:
+        raise _BadModelFile(str(error)) from error
+
+
+@contextlib.contextmanager
+def _interruptible(stream: Any) -> Iterator[None]:
+    """The first Ctrl-C ends the stream, the second the program."""
+    presses = 0
+
+    def press(*_: object) -> None:
+        nonlocal presses
+        presses += 1
+        if presses > 1:
+            os._exit(INTERRUPTED)
+        stream.cancel()
+
+    previous = signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    if args.prompt_option is not None and args.prompt is not None:
+        raise InvalidArgumentError("give the prompt as PROMPT or with -p, not both")
+    prompt = args.prompt_option if args.prompt_option is not None else args.prompt
+    if prompt in (None, "-"):
+        prompt = sys.stdin.read().removesuffix("\n")
+    if not prompt:
+        raise InvalidArgumentError("prompt: it is empty")
+    with _load(args, args.draft) as model:
+        if not args.raw and model.text.template is not None:
+            system = [{"role": "system", "content": args.system}] if args.system is not None else []
+            prompt = [*system, {"role": "user", "content": prompt}]
+        elif args.system is not None:
+            raise InvalidArgumentError("--system needs a model with a chat template, and no --raw")
+        stream = model.stream(prompt, **_request(args))
+        parts: list[Any] = []
+        with _interruptible(stream):
+            for piece in stream:
+                parts.append(piece)
+                if not args.json:
+                    sys.stdout.write(piece.text)
+                    sys.stdout.flush()
+        if args.json:
+            answer = {"text": "".join(p.text for p in parts), "tokens": [t for p in parts for t in p.tokens],
+                      "finish_reason": stream.finish_reason, "seed": stream.seed, "stats": stream.stats.as_dict()}  # fmt: skip
+            if args.logprobs is not None:
+                answer["logprobs"] = [asdict(t) for p in parts for t in p.logprobs or []]
+            print(json.dumps(answer, ensure_ascii=False))
+        else:
+            print()
+            for piece in parts:
+                for token in piece.logprobs or []:
+                    print(_logprob_line(model, token))
+        if args.stats:
+            _show_stats(stream)
+        return INTERRUPTED if stream.finish_reason == "cancelled" else 0
+
+
+def _logprob_line(model: Model, token: TokenLogprob) -> str:
+    """The log-probability and text of a token, then those of the likeliest ones."""
+
+    def named(id: int) -> str:
+        return repr(model.text.token_bytes(id).decode("utf-8", "replace"))
+
+    likeliest = ", ".join(f"{named(id)} {value:.4f}" for id, value in token.top)
+    return f"{token.logprob:9.4f}  {named(token.token):<16}  {likeliest}".rstrip()
+
+
+def _show_stats(stream: Stream) -> None:
+    print(f"{stream.stats}\n{stream.finish_reason}; seed {stream.seed}", file=sys.stderr)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    interactive = sys.stdin.isatty()
+    with _load(args, args.draft) as model:
+        # Options that no turn could have end the program before the first one.
+        model.stream([0], **_request(args)).close()
+        chat = model.chat(args.system, **_request(args))
+        if interactive:
+            print(
+                "Ctrl-C stops an answer, Ctrl-D ends the conversation, /clear starts another.",
+                file=sys.stderr,
+            )
+        while True:
+            if interactive:
+                print("> ", end="", file=sys.stderr, flush=True)
+            line = sys.stdin.readline()
+            if not line:
+                return 0
+            text = line.rstrip("\n")
+            if text == "/clear":
+                chat = model.chat(args.system, **_request(args))
+                continue
+            if not text.strip():
+                continue
+            _say(chat, text, args.stats)
+
+
+def _say(chat: Chat, text: str, stats: bool) -> None:
+    try:
+        answer = chat.send(text)
+    except InvalidArgumentError as error:
+        # A turn that does not fit ends neither the program nor the conversation.
+        print(f"stepladder: {error}", file=sys.stderr)
+        return
+    with _interruptible(answer):
+        for piece in answer:
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+    print(flush=True)
+    if stats:
+        _show_stats(answer.stream)
+
+
+def _info_dict(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_info_dict(v) for v in value]
+    if type(value).__module__.startswith("stepladder"):
+        return {n: _info_dict(getattr(value, n)) for n in dir(value) if not n.startswith("_")}
+    return value
+
+
+def _inspect(args: argparse.Namespace) -> int:
+
+    with _opening():
+        info = inspect(args.model)
+    if args.json:
+        print(json.dumps(_info_dict(info)))
+        return 0
+    level = info.levels[0] if info.levels else None
+    rows = [
+        ("architecture", info.architecture),
+        ("parameters", f"{info.parameters / 1e6:,.1f} M"),
+        ("layers, width", f"{info.layers}, {info.width}"),
+        ("vocabulary", f"{info.vocab}"),
+        ("context", f"{info.model_context}"),
+        ("end tokens", ", ".join(map(str, info.end_tokens)) or "none"),
+        ("weights", f"{level.format}, head {level.head}" if level else "?"),
+        ("bytes", f"{info.total_bytes:,}"),
+        ("backend", info.backend),
+        *[("note", n) for n in info.notes],
+    ]
+    print("\n".join(f"{name:<16}{value}" for name, value in rows))
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+
+    with bar("converting") as report:
+        convert(args.source, args.target, args.dtype, args.force, report)
+    return 0
+
+
+def _quantize(args: argparse.Namespace) -> int:
+
+    with bar("quantizing") as report:
+        with _opening():
+            source = resolve(args.source)
+        quantize(source, args.target, args.format, args.group, args.head, args.force, report)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+
+    if args.sequences < 1:
+        raise InvalidArgumentError("--sequences must be 1 or more")
+    if args.prompt is not None and (args.questions is not None or args.per_group):
+        raise InvalidArgumentError("give a PROMPT or --questions and --per-group, not both")
+    questions = load_questions(args.questions, args.per_group)
+    if not args.draft and args.sequences == 1:
+        raise InvalidArgumentError(
+            "verify compares levels on with levels off: name some with --draft LEVELS, "
+            "or several streams with --sequences N"
+        )
+    texts = [args.prompt] if args.prompt is not None else [q.text for q in questions]
+    options = _request(args)
+    options.setdefault("max_tokens", 64)
+    equal = True
+    for draft in args.draft or [None]:
+        with _opening():
+            line = fixed(draft)
+        with _load(args, line, args.sequences) as model:
+            prompts = [_as_prompt(model, t) for t in texts]
+            name = draft or "no levels"
+            with bar(name, bytes=False) as progress:
+                report = compare(
+                    model, prompts, side_by_side=args.sequences, progress=progress, **options
+                )
+        equal = equal and report.equal
+        if args.json:
+            print(
+                json.dumps(
+                    {"draft": draft, "isa": args.isa, "threads": args.threads, **report.as_dict()}
+                ),
+                flush=True,
+            )
+        else:
+            print(f"{name}: {report}", flush=True)
+    return 0 if equal else FAILED
+
+
+def _as_prompt(model: Model, text: str) -> Any:
+    return text if model.text.template is None else [{"role": "user", "content": text}]
+
+
+def _bench(args: argparse.Namespace) -> int:
+
+    questions = load_questions(args.questions, args.per_group)
+    options = _request(args)
+    options.setdefault("max_tokens", 128)
+    equal = True
+    for draft in args.draft or ["lookup"]:
+        with _load(args, draft) as model, bar(draft, bytes=False) as progress:
+            table = run(model, draft, questions, progress=progress, **options)
+        equal = equal and table.equal
+        print(json.dumps(table.as_dict()) if args.json else f"{table}\n", flush=True)
+    return 0 if equal else FAILED

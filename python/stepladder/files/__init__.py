@@ -1,0 +1,1 @@
+"""Model files: where they are, GGUF read, formats converted and quantized, directories written."""

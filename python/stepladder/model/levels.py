@@ -1,0 +1,157 @@
+"""Levels below the target, as Python objects or as one line of text."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .. import _core
+from ..base.arguments import path as path_text
+from ..base.arguments import shown, string, whole
+from ..base.errors import FileError, InvalidArgumentError
+from ..files.hub import resolve
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The nearest checkpoint above, rounded to another format: "mxfp4", "w4a16", "int8", "w8a8".
+
+    `cache`: "own", or "shared" to use the cache of the level it copies. `tokens`: drafts a
+    round, as many as pay unless given. `head`: the format of its output matrix; int8 unless given.
+    """
+
+    format: str
+    cache: str = "own"
+    tokens: int | None = None
+    head: str | None = None
+
+
+@dataclass(frozen=True)
+class Switch:
+    """The weights and cache of the level above with other activations: "a8"."""
+
+    act: str = "a8"
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Drafts what followed the last tokens where they occurred before in the text.
+
+    `longest` and `shortest` bound the number of tokens that must agree.
+    """
+
+    tokens: int | None = None
+    longest: int | None = None
+    shortest: int | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Another model with the same vocabulary, by path or by name in the Hugging Face cache."""
+
+    path: str | os.PathLike[str]
+    tokens: int | None = None
+    head: str | None = None
+
+
+Level = Cast | Switch | Lookup | Draft
+_KNOWN = _core.draft_forms()
+_FORMS = f"give Lookup(), Cast('int8'), Switch('a8'), Draft('path'), a text of {_KNOWN}, or a list of these"
+_NO_LISTS = (bytes, bytearray, memoryview, dict, set, frozenset)
+DraftOption = str | os.PathLike | Level | Iterable[str | os.PathLike | Level] | None
+
+
+def to_specs(draft: DraftOption) -> list[_core.LevelSpec]:
+    """The engine's form of any `draft` argument; models are resolved to directories."""
+    if draft is None or draft is False:
+        return []
+    if isinstance(draft, (str, os.PathLike, Cast, Switch, Lookup, Draft)):
+        draft = [draft]
+    if not isinstance(draft, Iterable) or isinstance(draft, _NO_LISTS) or hasattr(draft, "dtype"):
+        raise InvalidArgumentError(f"draft: {shown(draft)} is no level; {_FORMS}")
+    return [spec for level in draft for spec in _specs_of(level)]
+
+
+def fixed(draft: DraftOption) -> str | None:
+    """The levels of a `draft` argument with their draft lengths fixed: they draft whether it pays or not."""
+    specs = to_specs(draft)
+    return _core.draft_to_string(_core.fixed_draft(specs)) if specs else None
+
+
+def _specs_of(level: Any) -> list[_core.LevelSpec]:
+    if isinstance(level, str) and not os.path.isdir(string("draft", level)):
+        return _parsed(level)
+    if isinstance(level, (str, os.PathLike)):
+        level = Draft(level)
+    if not isinstance(level, (Cast, Switch, Lookup, Draft)):
+        raise InvalidArgumentError(f"draft: {shown(level)} is no level; {_FORMS}")
+    spec = _core.LevelSpec()
+    spec.tokens = _count("tokens", level.tokens)
+    if isinstance(level, Cast):
+        if not isinstance(level.cache, str) or level.cache not in ("own", "shared"):
+            raise InvalidArgumentError(f"Cast: cache={shown(level.cache)}; it is 'own' or 'shared'")
+        spec.kind, spec.format = _core.LevelKind.cast, _text("Cast: format", level.format)
+        spec.shared_cache, spec.head = level.cache == "shared", _head("Cast", level.head)
+    elif isinstance(level, Switch):
+        spec.kind = _core.LevelKind.activations
+        spec.format = _text("Switch: act", level.act)
+    elif isinstance(level, Draft):
+        spec.kind, spec.path = _core.LevelKind.model, str(resolve(_path(level.path)))
+        spec.head = _head("Draft", level.head)
+    else:
+        spec.kind = _core.LevelKind.lookup
+        spec.ngram_max = _count("longest", level.longest)
+        spec.ngram_min = _count("shortest", level.shortest)
+    return [spec]
+
+
+def _parsed(line: str) -> list[_core.LevelSpec]:
+    """The levels of a line of text. A word that is neither a level nor a model may be misspelt."""
+    specs = _core.parse_draft(line)
+    for spec in specs:
+        if spec.kind == _core.LevelKind.model:
+            try:
+                spec.path = str(resolve(spec.path))
+            except FileError as error:
+                near = difflib.get_close_matches(spec.path, _words(), 1)
+                hint = f"; did you mean {near[0]}?" if near else "."
+                raise FileError(
+                    f"draft: {shown(spec.path)} is neither a level nor a model{hint} "
+                    f"The levels are {_KNOWN} ({error})"
+                ) from None
+    return specs
+
+
+def _words() -> list[str]:
+    """The words that levels begin with, as the engine writes them."""
+    words = []
+    for kind in _core.LevelKind:
+        spec = _core.LevelSpec()
+        spec.kind = kind
+        words.append(_core.draft_to_string([spec]).partition(":")[0])
+    return words
+
+
+def _path(value: Any) -> str:
+    try:
+        return path_text("Draft: path", value)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"draft: {error}") from None
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidArgumentError(f"draft: {name}={shown(value)} is not text; {_FORMS}")
+    return string(f"draft: {name}", value)
+
+
+def _head(name: str, value: Any) -> str:
+    return "" if value is None else _text(f"{name}: head", value)
+
+
+def _count(name: str, value: int | None) -> int:
+    return 0 if value is None else whole(f"draft: {name}", value, 1, (1 << 16) - 1)

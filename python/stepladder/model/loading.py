@@ -1,0 +1,85 @@
+"""From a directory to a loaded model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import _core
+from ..base.arguments import INT_MAX, callback, string, suggesting, whole
+from ..base.progress import bar
+from ..files.hub import resolve
+from ..text.tokenizer import Text
+from .levels import DraftOption, to_specs
+from .model import Model
+
+log = logging.getLogger("stepladder")
+
+
+@suggesting
+def load(
+    model: str | os.PathLike[str],
+    draft: DraftOption = None,
+    *,
+    context: int | None = None,
+    max_sequences: int = 1,
+    threads: int | None = None,
+    device: str = "cpu",
+    isa: str | None = None,
+    head: str | None = None,
+    progress: bool | Callable[[int, int], Any] | None = None,
+) -> Model:
+    """Loads a model directory, or "org/name" from the local Hugging Face cache.
+
+    `draft`: the levels below it, outermost first: Cast, Switch, Lookup, Draft, a path, a list of
+    them, or a line such as "cast:mxfp4:shared:tokens=4,lookup". `context`: tokens a sequence may
+    hold (the model's own, at most 8192). `max_sequences`: how many are served side by side.
+    `head`: the format of the output matrix. `progress`: a function of done and total bytes that
+    may return False to stop; or False for no bar, which otherwise shows on a terminal.
+    """
+    directory = resolve(model)
+    options = _core.Options()
+    options.draft = to_specs(draft)
+    if context is not None:
+        # What no model holds is refused with the number that this one does.
+        options.context = min(whole("context", context, 1, 1 << 62), INT_MAX)
+    options.max_sequences = whole("max_sequences", max_sequences, 1)
+    options.threads = 0 if threads is None else whole("threads", threads, 1)
+    for name, value in (("device", device), ("isa", isa), ("head", head)):
+        if value is not None:
+            setattr(options, name, string(name, value))
+    if not isinstance(progress, bool):
+        callback("progress", progress)
+    text = _open_text(directory)
+    started = time.monotonic()
+    if callable(progress):
+        engine = _core.Engine.load(str(directory), options, progress)
+    else:
+        with bar(f"loading {directory.name}", show=False if progress is False else None) as report:
+            engine = _core.Engine.load(str(directory), options, report)
+    _log_load(engine.info, directory, time.monotonic() - started)
+    return Model(engine, text, directory, options.max_sequences)
+
+
+def _open_text(directory: Path) -> Text | None:
+    if any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        return Text(directory)
+    return None
+
+
+def _log_load(info: _core.Info, directory: Path, seconds: float) -> None:
+    levels = " <- ".join(f"{v.name} {v.format}".strip() for v in info.levels)
+    log.info("%s: %s, %s, context %d, %.0f MB in %.1f s", directory, levels, info.backend, info.context,
+             info.total_bytes / 1e6, seconds)  # fmt: skip
+    for note in info.notes:
+        log.info("%s: %s", directory, note)
+
+
+@suggesting
+def inspect(model: str | os.PathLike[str]) -> _core.Info:
+    """What can be told of a model without loading its weights."""
+    return _core.inspect(str(resolve(model)))

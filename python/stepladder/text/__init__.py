@@ -1,0 +1,1 @@
+"""Text and token ids: tokenizer files, chat templates, prompts, detokenization, stop strings."""

@@ -63,7 +63,7 @@ class Reference {
 
   /// x W^T + bias, with x in int8 per group of the weight where the mode says so.
   Matrix product(const std::string& prefix, int n, int k, const Matrix& x, bool body) const {
-    const CanonicalWeight w = format_of(checkpoint_, prefix).read(checkpoint_, prefix, n, k);
+    const CanonicalWeight w = read_weight(checkpoint_, prefix, n, k);
     std::vector<double> values(size_t(n) * k), bias(n, 0.0);
     for (int i = 0; i < n; ++i)
       for (int j = 0; j < k; ++j) values[size_t(i) * k + j] = w.at(i, j);

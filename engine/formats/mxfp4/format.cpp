@@ -2,12 +2,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <span>
+#include <string>
 
 #include "core/error.h"
 #include "formats/linear.h"
 #include "formats/mxfp4/layout.h"
 #include "formats/quantization.h"
-#include "formats/tiles.h"
+#include "formats/tiling.h"
 
 namespace stepladder {
 namespace {
@@ -21,28 +23,49 @@ bool recognises(const Checkpoint& c, const std::string& prefix) {
          !s.integer && s.bits == 4 && s.group == kGroup && s.act == Act::a16;
 }
 
-CanonicalWeight read(const Checkpoint& c, const std::string& prefix, int n, int k) {
-  const Storage storage = storage_of(c, prefix);
+class Reader final : public WeightReader {
+ public:
+  Reader(const Checkpoint& c, const std::string& prefix, int n, int k)
+      : WeightReader(kDesc, n, k),
+        checkpoint_(c),
+        prefix_(prefix),
+        codes_(prefix + ".weight_packed"),
+        scales_(prefix + ".weight_scale") {
+    const int64_t packed_shape[] = {n, k / 2}, scale_shape[] = {n, k / kGroup};
+    c.need(codes_, "U8", packed_shape);
+    c.need(scales_, "U8", scale_shape);
+  }
+
+  WeightRows read(int first, int count, RowMemory& memory) const override {
+    const size_t row = size_t(k()) / 2, groups = size_t(k()) / kGroup;
+    auto* codes = memory.codes.take<std::byte>(row * count);
+    checkpoint_.read_slice(codes_, {row * first, row * count}, {codes, row * count});
+    auto* exponents = memory.stored_scales.take<uint8_t>(groups * count);
+    checkpoint_.read_slice(scales_, {groups * first, groups * count},
+                           std::as_writable_bytes(std::span(exponents, groups * count)));
+    float* scales = memory.scales.take<float>(groups * count);
+    for (size_t i = 0; i < groups * count; ++i) {
+      check(exponents[i] != 255, Code::model_format, tensor_place(checkpoint_, scales_), ": scale ",
+            groups * first + i, " is NaN (E8M0 255); the file is damaged or was badly quantized");
+      scales[i] = from_e8m0(exponents[i]);
+    }
+    if (first == 0) check_compressed_companions(checkpoint_, prefix_, n(), k());
+    WeightRows out{desc(), n(), k(), first, count};
+    out.codes = codes, out.scales = scales;
+    return out;
+  }
+
+ private:
+  const Checkpoint& checkpoint_;
+  std::string prefix_, codes_, scales_;
+};
+
+std::unique_ptr<WeightReader> open(const Checkpoint& c, const std::string& prefix, int n, int k) {
   constexpr const char* kForeign[] = {"weight", "qweight", "qzeros", "scales",
                                       "weight_global_scale"};
-  check_absent(c, prefix, kForeign, storage);
+  check_absent(c, prefix, kForeign, storage_of(c, prefix));
   check_group(c, prefix, k, kGroup);
-  const int64_t packed_shape[] = {n, k / 2}, scale_shape[] = {n, k / kGroup};
-  CanonicalWeight w{kDesc, n, k};
-  const auto packed = c.load<uint8_t>(prefix + ".weight_packed", "U8", packed_shape);
-  w.codes.resize(size_t(n) * k);
-  for (size_t i = 0; i < w.codes.size(); ++i)
-    w.codes[i] = static_cast<int8_t>(packed[i / 2] >> (i % 2 * 4) & 15);
-  const std::string scales = prefix + ".weight_scale";
-  const auto exponents = c.load<uint8_t>(scales, "U8", scale_shape);
-  w.scales.resize(exponents.size());
-  for (size_t i = 0; i < exponents.size(); ++i) {
-    check(exponents[i] != 255, Code::model_format, tensor_place(c, scales), ": scale ", i,
-          " is NaN (E8M0 255); the file is damaged or was badly quantized");
-    w.scales[i] = from_e8m0(exponents[i]);
-  }
-  check_compressed_companions(c, prefix, n, k);
-  return w;
+  return std::make_unique<Reader>(c, prefix, n, k);
 }
 
 /// The E2M1 code nearest to `x`, ties to the even code, saturating at 6.
@@ -90,7 +113,7 @@ constexpr Act kActs[] = {Act::a16};
 }  // namespace
 
 namespace format {
-extern const WeightFormat mxfp4{"mxfp4", kActs, recognises, read, cast};
+extern const WeightFormat mxfp4{"mxfp4", kActs, recognises, open, cast};
 }
 
 namespace mxfp4 {
@@ -103,24 +126,21 @@ size_t packed_bytes(const FormatDesc&, int n, int k) {
   return tiles::count(n) * tiles::mxfp4_tile(k);
 }
 
-void pack(const CanonicalWeight& w, std::byte* out) {
-  const int groups = w.k / kGroup;
-  std::memset(out, 0, packed_bytes(w.desc, w.n, w.k));
-  for (int n = 0; n < w.n; ++n) {
-    std::byte* tile = out + size_t(n / tiles::kRows) * tiles::mxfp4_tile(w.k);
-    const int r = n % tiles::kRows;
-    for (int g = 0; g < groups; ++g) {
-      std::byte* pair = tile + size_t(g / 2) * (64 + 2 * kGroup * 16);
-      pair[g % 2 * 32 + r] =
-          static_cast<std::byte>(std::ilogb(w.scales[size_t(n) * groups + g]) + 127);
-      std::byte* codes = pair + 64 + g % 2 * kGroup * 16;
-      const int8_t* from = w.codes.data() + size_t(n) * w.k + size_t(g) * kGroup;
-      for (int i = 0; i < kGroup; ++i) {
-        const tiles::Nibble p = tiles::nibble(r, i % 8);
-        codes[size_t(i / 8) * 128 + p.byte] |= static_cast<std::byte>(from[i] << (p.high ? 4 : 0));
-      }
-    }
+void pack(const WeightRows& w, std::byte* out) {
+  const size_t groups = w.k / kGroup, tile_bytes = tiles::mxfp4_tile(w.k);
+  constexpr size_t kPair = 64 + 2 * kGroup * 16;
+  constexpr int kSteps = kGroup / 8;
+  for (int i = 0; i < w.count; ++i) {
+    const int n = w.first + i, r = n % tiles::kRows;
+    std::byte* tile = out + n / tiles::kRows * tile_bytes;
+    for (size_t g = 0; g < groups; ++g)
+      tile[g / 2 * kPair + g % 2 * 32 + r] = static_cast<std::byte>(to_e8m0(w.scales[i * groups + g]));
   }
+  tiles::each_step(w, [&](int tile, int step, int lane, const uint32_t* words, int count) {
+    const int g = step / kSteps;
+    std::byte* codes = out + tile * tile_bytes + g / 2 * kPair + 64 + g % 2 * kGroup * 16;
+    tiles::put_words(codes + step % kSteps * 128 + lane * 4, words, count, tiles::even_then_odd);
+  });
 }
 
 }  // namespace mxfp4

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "core/error.h"
-#include "formats/tiling.h"
+#include "formats/cpu_tiling.h"
 
 namespace stepladder {
 namespace {
@@ -112,11 +112,9 @@ CanonicalWeight cast_int8(const char* name, std::span<const float> values, int n
 size_t w8_bytes(int n, int k) { return tiles::count(n) * tiles::w8_tile(k); }
 
 void pack_w8_scales(const WeightRows& w, std::byte* tiles) {
-  for (int i = 0; i < w.count; ++i) {
-    const int n = w.first + i;
-    std::memcpy(tiles + n / tiles::kRows * tiles::w8_tile(w.k) + n % tiles::kRows * 4, &w.scales[i],
-                4);
-  }
+  tiles::each_scale(w, [&](int tile, size_t, int lane, const float* scales, int count) {
+    std::memcpy(tiles + tile * tiles::w8_tile(w.k) + lane * 4, scales, size_t(count) * 4);
+  });
 }
 
 void pack_w8(const WeightRows& w, int offset, std::byte* out) {

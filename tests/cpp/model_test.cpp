@@ -346,8 +346,8 @@ TEST(TinyModel, QuantizedCheckpointsHoldTheWeightsTheyWereMadeFrom) {
       const bool down = std::string_view(prefix).ends_with("down_proj");
       const int n = down ? spec.width : spec.kv_heads * spec.head_dim;
       const int k = down ? spec.ffn : spec.width;
-      const auto a = format_of(source, prefix).read(source, prefix, n, k).dequantize();
-      const auto b = format_of(quantized, prefix).read(quantized, prefix, n, k);
+      const auto a = read_weight(source, prefix, n, k).dequantize();
+      const auto b = read_weight(quantized, prefix, n, k);
       EXPECT_EQ(std::string(b.desc.name),
                 spec.format == "bf16" ? "dense" : spec.format.substr(0, spec.format.find(':')));
       double error = 0, total = 0;

@@ -1,4 +1,5 @@
 // bf16 and f16 weights as they are; f32 checkpoints are rounded to bf16.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <span>
@@ -9,7 +10,7 @@
 #include "formats/dense/layout.h"
 #include "formats/linear.h"
 #include "formats/quantization.h"
-#include "formats/tiling.h"
+#include "formats/cpu_tiling.h"
 
 namespace stepladder {
 namespace {
@@ -22,10 +23,11 @@ bool recognises(const Checkpoint& c, const std::string& prefix) {
 
 /// Whether any of n 16-bit codes is infinite or NaN.
 bool any_not_finite(DType type, const uint16_t* codes, size_t n) {
-  const uint16_t exponent = type == DType::bf16 ? 0x7f80 : 0x7c00;
-  bool any = false;
-  for (size_t i = 0; i < n; ++i) any |= (codes[i] & exponent) == exponent;
-  return any;
+  const int16_t exponent = type == DType::bf16 ? 0x7f80 : 0x7c00;
+  int16_t most = 0;
+  for (size_t i = 0; i < n; ++i)
+    most = std::max(most, static_cast<int16_t>(static_cast<int16_t>(codes[i]) & exponent));
+  return most == exponent;
 }
 
 class DenseReader final : public WeightReader {
@@ -110,7 +112,7 @@ void pack(const WeightRows& w, std::byte* out) {
   tiles::each_step(w, [&](int tile, int step, int lane, const uint32_t* words, int count) {
     std::byte* at = out + tile * tiles::dense_tile(w.k) + size_t(step) * 128;
     if (pairs) {
-      std::memcpy(at + lane * 4, words, size_t(count) * 4);
+      tiles::stream(at + lane * 4, words, size_t(count) * 4);
       return;
     }
     auto* codes = reinterpret_cast<uint16_t*>(at);

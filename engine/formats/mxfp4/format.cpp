@@ -9,7 +9,7 @@
 #include "formats/linear.h"
 #include "formats/mxfp4/layout.h"
 #include "formats/quantization.h"
-#include "formats/tiling.h"
+#include "formats/cpu_tiling.h"
 
 namespace stepladder {
 namespace {
@@ -127,15 +127,14 @@ size_t packed_bytes(const FormatDesc&, int n, int k) {
 }
 
 void pack(const WeightRows& w, std::byte* out) {
-  const size_t groups = w.k / kGroup, tile_bytes = tiles::mxfp4_tile(w.k);
+  const size_t tile_bytes = tiles::mxfp4_tile(w.k);
   constexpr size_t kPair = 64 + 2 * kGroup * 16;
   constexpr int kSteps = kGroup / 8;
-  for (int i = 0; i < w.count; ++i) {
-    const int n = w.first + i, r = n % tiles::kRows;
-    std::byte* tile = out + n / tiles::kRows * tile_bytes;
-    for (size_t g = 0; g < groups; ++g)
-      tile[g / 2 * kPair + g % 2 * 32 + r] = static_cast<std::byte>(to_e8m0(w.scales[i * groups + g]));
-  }
+  tiles::each_scale(w, [&](int tile, size_t g, int lane, const float* scales, int count) {
+    uint8_t codes[tiles::kRows];
+    for (int r = 0; r < count; ++r) codes[r] = to_e8m0(scales[r]);
+    std::memcpy(out + tile * tile_bytes + g / 2 * kPair + g % 2 * 32 + lane, codes, size_t(count));
+  });
   tiles::each_step(w, [&](int tile, int step, int lane, const uint32_t* words, int count) {
     const int g = step / kSteps;
     std::byte* codes = out + tile * tile_bytes + g / 2 * kPair + 64 + g % 2 * kGroup * 16;

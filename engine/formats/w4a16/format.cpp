@@ -10,7 +10,7 @@
 #include "core/error.h"
 #include "formats/linear.h"
 #include "formats/quantization.h"
-#include "formats/tiling.h"
+#include "formats/cpu_tiling.h"
 #include "formats/w4a16/layout.h"
 
 namespace stepladder {
@@ -202,19 +202,16 @@ void pack(const WeightRows& w, std::byte* out) {
   const FormatDesc& d = w.desc;
   const size_t groups = w.k / d.group, scale_bytes = tiles::w4_scales(d.scale),
                group_bytes = scale_bytes + size_t(d.group) * 16;
-  for (int i = 0; i < w.count; ++i) {
-    const int n = w.first + i, r = n % tiles::kRows;
-    std::byte* at = out + size_t(n / tiles::kRows) * groups * group_bytes;
-    for (size_t g = 0; g < groups; ++g, at += group_bytes) {
-      const float scale = w.scales[i * groups + g];
-      if (d.scale == DType::f32) {
-        std::memcpy(at + r * 4, &scale, 4);
-      } else {
-        const uint16_t code = to_16(d.scale, scale);
-        std::memcpy(at + r * 2, &code, 2);
-      }
+  tiles::each_scale(w, [&](int tile, size_t g, int lane, const float* scales, int count) {
+    std::byte* at = out + (tile * groups + g) * group_bytes;
+    if (d.scale == DType::f32) {
+      tiles::stream(at + lane * 4, scales, size_t(count) * 4);
+    } else {
+      uint16_t codes[tiles::kRows];
+      for (int r = 0; r < count; ++r) codes[r] = to_16(d.scale, scales[r]);
+      tiles::stream(at + lane * 2, codes, size_t(count) * 2);
     }
-  }
+  });
   const int steps = d.group / 8;
   tiles::each_step(w, [&](int tile, int step, int lane, const uint32_t* words, int count) {
     std::byte* group = out + (tile * groups + step / steps) * group_bytes + scale_bytes;

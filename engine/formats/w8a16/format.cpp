@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "formats/int8_rows.h"
-#include "formats/tiling.h"
+#include "formats/cpu_tiling.h"
 #include "formats/w8a16/layout.h"
 
 namespace stepladder {

@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "formats/cpu_tiling.h"
+#include "formats/rounding.h"
 
 namespace stepladder {
 namespace {
@@ -94,17 +95,14 @@ CanonicalWeight cast_int8(const char* name, std::span<const float> values, int n
   w.scales.resize(n);
   for (int r = 0; r < n; ++r) {
     const float* row = values.data() + size_t(r) * k;
-    float amax = 0;
-    for (int i = 0; i < k; ++i) {
-      check(std::isfinite(row[i]), Code::invalid_argument, "cast to ", name, ": value [", r, ", ",
-            i, "] is not finite");
-      amax = std::max(amax, std::fabs(row[i]));
-    }
+    const float amax = largest_magnitude(row, k);
+    check(std::isfinite(amax), Code::invalid_argument, "cast to ", name, ": value [", r, ", ",
+          std::isfinite(amax) ? 0 : first_not_finite(row, k), "] is not finite");
     const float scale = amax == 0 ? 1.0f : std::max(amax / 127.0f, FLT_MIN);
     w.scales[r] = scale;
     for (int i = 0; i < k; ++i)
       w.codes[size_t(r) * k + i] =
-          static_cast<int8_t>(std::clamp(std::nearbyint(row[i] / scale), -127.0f, 127.0f));
+          static_cast<int8_t>(std::clamp(to_integer(row[i] / scale), -127.0f, 127.0f));
   }
   return w;
 }

@@ -9,6 +9,7 @@
 #include "formats/linear.h"
 #include "formats/mxfp4/layout.h"
 #include "formats/quantization.h"
+#include "formats/rounding.h"
 #include "formats/cpu_tiling.h"
 
 namespace stepladder {
@@ -70,13 +71,10 @@ std::unique_ptr<WeightReader> open(const Checkpoint& c, const std::string& prefi
 
 /// The E2M1 code nearest to `x`, ties to the even code, saturating at 6.
 int8_t code_of(float x) {
-  constexpr float kBorders[] = {.25f, .75f, 1.25f, 1.75f,
-                                2.5f, 3.5f, 5.f};  // between codes i and i + 1
-  const float magnitude = std::fabs(x);
-  int code = 0;
-  for (int i = 0; i < 7; ++i)
-    if (magnitude > kBorders[i] || (magnitude == kBorders[i] && i % 2 == 1)) code = i + 1;
-  return static_cast<int8_t>(code && x < 0 ? code | 8 : code);
+  const float m = std::fabs(x);
+  const int code = (m > .25f) + (m >= .75f) + (m > 1.25f) + (m >= 1.75f) + (m > 2.5f) +
+                   (m >= 3.5f) + (m > 5.f);
+  return static_cast<int8_t>(code | ((code != 0) & (x < 0)) << 3);
 }
 
 /// The group's largest magnitude, rounded to one bit of mantissa, takes the top exponent: it clips
@@ -89,12 +87,10 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
   w.scales.resize(size_t(n) * (k / kGroup));
   for (size_t g = 0; g < w.scales.size(); ++g) {
     const float* from = values.data() + g * kGroup;
-    float amax = 0;
-    for (int i = 0; i < kGroup; ++i) {
-      check(std::isfinite(from[i]), Code::invalid_argument, "cast to mxfp4: value ", g * kGroup + i,
-            " is not finite");
-      amax = std::max(amax, std::fabs(from[i]));
-    }
+    const float amax = largest_magnitude(from, kGroup);
+    check(std::isfinite(amax), Code::invalid_argument, "cast to mxfp4: value ",
+          g * kGroup + (std::isfinite(amax) ? 0 : first_not_finite(from, kGroup)),
+          " is not finite");
     int exponent = 0;  // of a group of zeros: scale 1
     if (amax > 0) {
       int e;
@@ -102,8 +98,10 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
       exponent = std::clamp((mantissa >= .875f ? e : e - 1) - 2, -127, 127);
     }
     w.scales[g] = std::ldexp(1.0f, exponent);
-    for (int i = 0; i < kGroup; ++i)
-      w.codes[g * kGroup + i] = code_of(static_cast<float>(std::ldexp(double{from[i]}, -exponent)));
+    // Exact, but for what becomes subnormal and is 0 as a code.
+    const float inverse = std::ldexp(1.0f, -exponent);
+    int8_t* to = w.codes.data() + g * kGroup;
+    for (int i = 0; i < kGroup; ++i) to[i] = code_of(from[i] * inverse);
   }
   return w;
 }

@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "formats/linear.h"
 #include "formats/quantization.h"
+#include "formats/rounding.h"
 #include "formats/cpu_tiling.h"
 #include "formats/w4a16/layout.h"
 
@@ -164,18 +165,17 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
   for (size_t g = 0; g < w.scales.size(); ++g) {
     const float* from = values.data() + g * group;
     int8_t* to = w.codes.data() + g * group;
-    float most = 0;
-    for (int i = 0; i < group; ++i) {
-      check(std::isfinite(from[i]), Code::invalid_argument, "cast to w4a16: value ", g * group + i,
-            " is not finite");
-      if (std::fabs(from[i]) > std::fabs(most)) most = from[i];
-    }
+    const float amax = largest_magnitude(from, group);
+    check(std::isfinite(amax), Code::invalid_argument, "cast to w4a16: value ",
+          g * group + (std::isfinite(amax) ? 0 : first_not_finite(from, group)), " is not finite");
+    const float most = *std::find_if(from, from + group,
+                                     [&](float x) { return std::fabs(x) == amax; });
     // The codes are found with the scale as it will be read back.
     float scale = from_bf16(to_bf16(most / -8.0f));
     if (std::fabs(scale) < FLT_MIN) scale = 1.0f;
     w.scales[g] = scale;
     for (int i = 0; i < group; ++i)
-      to[i] = static_cast<int8_t>(std::clamp(std::nearbyint(from[i] / scale), -8.0f, 7.0f));
+      to[i] = static_cast<int8_t>(std::clamp(to_integer(from[i] / scale), -8.0f, 7.0f));
   }
   return w;
 }

@@ -199,8 +199,8 @@ MemoryNeed memory_need(const LoadPlan& plan, const Backend& backend) {
   MemoryNeed need;
   for (const Source& s : plan.sources) {
     need.weights += s.bytes;
-    need.transient = std::max(need.transient,
-                              load_scratch_bytes(s.config, plan.threads, backend.on_host()));
+    need.transient =
+        std::max(need.transient, load_scratch_bytes(s.config, plan.threads, backend.on_host()));
   }
   const auto grow = [&](size_t per_token, size_t tokens) {
     need.growing += plan.sequences * per_token * tokens;

@@ -69,8 +69,7 @@ void each_step(const WeightRows& w, Put&& put) {
           std::memcpy(block[s], w.codes + ((from + s) * w.count + row) * 4, size_t(count) * 4);
       else
         turn(block, w.codes + (row * steps + from) * 4, steps, count, some);
-      for (int s = 0; s < some; ++s)
-        put(tile, static_cast<int>(from) + s, lane, block[s], count);
+      for (int s = 0; s < some; ++s) put(tile, static_cast<int>(from) + s, lane, block[s], count);
     }
     row += count;
   }
@@ -85,8 +84,8 @@ void put_words(std::byte* out, const uint32_t* words, int count, Change&& change
   stream(out, changed, size_t(count) * 4);
 }
 
-/// Calls put(tile, group, lane, scales, count) with the scales of every group in every tile the rows
-/// touch.
+/// Calls put(tile, group, lane, scales, count) with the scales of every group in every tile the
+/// rows touch.
 template <class Put>
 void each_scale(const WeightRows& w, Put&& put) {
   const size_t groups = w.desc.groups(w.k);

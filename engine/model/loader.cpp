@@ -41,6 +41,7 @@ struct Copy {
 
 /// Matrices of the checkpoint that run as one, one below the other, and what is made of them.
 struct Matrix {
+  std::string name;  // of the first
   std::vector<std::unique_ptr<WeightReader>> parts;
   std::vector<float> bias;  // [n] or empty
   int n = 0, k = 0;
@@ -70,8 +71,9 @@ class ModelLoader {
     return std::unique_ptr<Model>(new Model(config, std::move(shared)));
   }
 
-  /// Plans a model, which must stay, and takes its memory.
-  void add(Model& model, const Cast& cast) {
+  /// Plans a model, which must stay, and takes its memory. `also_a8`: its layers run with int8
+  /// activations too.
+  void add(Model& model, const Cast& cast, bool also_a8) {
     if (!model.shared_) load_shared(model);
     open_layers();
     copies_.clear();
@@ -79,9 +81,9 @@ class ModelLoader {
     for (int i = 0; i < c_.layers; ++i) {
       Layer& layer = model.layers_[i];
       Linear* const linears[] = {&layer.qkv, &layer.o, &layer.gate_up, &layer.down};
-      for (int j = 0; j < 4; ++j) plan(*linears[j], *layers_[i * 4 + j], cast.cast, false);
+      for (int j = 0; j < 4; ++j) plan(*linears[j], *layers_[i * 4 + j], cast.cast, also_a8);
     }
-    plan(model.head_, *head_, cast.head, true);
+    plan(model.head_, *head_, cast.head, false);
     size_t total = 0;
     for (const auto& [linear, matrix] : copies_) total += round_up(linear->bytes(), 64);
     model.memory_ = allocate(total);
@@ -142,9 +144,10 @@ class ModelLoader {
   Matrix& open(const std::vector<std::string>& prefixes, const std::vector<int>& n, int k,
                bool biased) {
     Matrix& m = matrices_.emplace_back();
-    m.k = k;
+    m.name = prefixes[0], m.k = k;
     for (size_t i = 0; i < prefixes.size(); ++i) {
-      m.parts.push_back(format_of(checkpoint_, prefixes[i]).open(checkpoint_, prefixes[i], n[i], k));
+      m.parts.push_back(
+          format_of(checkpoint_, prefixes[i]).open(checkpoint_, prefixes[i], n[i], k));
       const FormatDesc &first = m.parts[0]->desc(), &desc = m.parts[i]->desc();
       check(first.code == desc.code && first.group == desc.group && first.scale == desc.scale &&
                 std::string_view(first.name) == desc.name,
@@ -182,7 +185,7 @@ class ModelLoader {
   }
 
   /// One more copy of the matrix, which `linear` runs.
-  void plan(Linear& linear, Matrix& m, const std::string& cast, bool head) {
+  void plan(Linear& linear, Matrix& m, const std::string& cast, bool also_a8) {
     FormatDesc desc = m.parts[0]->desc();
     Copy copy;
     if (!cast.empty() && cast != desc.name) {
@@ -191,9 +194,9 @@ class ModelLoader {
     }
     const auto& can = format_named(desc.name).acts;
     std::vector<Act> acts = {can[0]};
-    if (options_.also_a8 && !head && acts[0] != Act::a8) {
+    if (also_a8 && acts[0] != Act::a8) {
       check(std::find(can.begin(), can.end(), Act::a8) != can.end(), Code::unsupported,
-            "switch:a8: ", checkpoint_.where(), " stores its layers as ", desc.name,
+            "switch:a8: ", m.name, " is stored as ", desc.name,
             ", which has no int8-activation mode; it needs w4a16 weights (stepladder quantize "
             "--format w4a16)");
       acts.push_back(Act::a8);
@@ -214,7 +217,7 @@ class ModelLoader {
     const size_t total = round_up(table, 64) + norms * 4 + (4 * c_.layers + 1) * 64 +
                          size_t(positions) * half * 8 + 128;
     embedding_ = &matrices_.emplace_back();
-    embedding_->n = c_.vocab, embedding_->k = c_.width;
+    embedding_->name = "model.embed_tokens", embedding_->n = c_.vocab, embedding_->k = c_.width;
     embedding_->parts.push_back(
         open_dense(checkpoint_, "model.embed_tokens.weight", c_.vocab, c_.width, c_.dtype));
     model.shared_memory_ = allocate(total);
@@ -265,8 +268,8 @@ class ModelLoader {
       for (const auto& part : m.parts) {
         const size_t row = described_row_bytes(part->desc(), part->k());
         const int fit = static_cast<int>(std::min<size_t>(kUnitBytes / row, part->n()));
-        const int rows = std::max({fit / kRowsTogether * kRowsTogether, kRowsTogether,
-                                   part->least_rows()});
+        const int rows =
+            std::max({fit / kRowsTogether * kRowsTogether, kRowsTogether, part->least_rows()});
         for (int first = 0; first < part->n(); first += rows) {
           const int count = std::min(rows, part->n() - first);
           units_.push_back({&m, part.get(), above, first, count, bytes * count / m.n});
@@ -349,7 +352,7 @@ Model::Model(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& 
   check(!shared_ || rope_positions_ >= options.positions, Code::internal,
         "shared rope table is too short");
   ModelLoader loader(backend, checkpoint, config_, options);
-  loader.add(*this, options);
+  loader.add(*this, options, options.also_a8);
   loader.run();
 }
 
@@ -360,11 +363,11 @@ std::vector<std::shared_ptr<const Model>> load_models(Backend& backend,
                                                       std::span<const Cast> casts) {
   ModelLoader loader(backend, checkpoint, config, options);
   std::shared_ptr<Model> stored = ModelLoader::blank(config, nullptr);
-  loader.add(*stored, options);
+  loader.add(*stored, options, options.also_a8);
   std::vector<std::shared_ptr<const Model>> out = {stored};
   for (const Cast& cast : casts) {
     std::shared_ptr<Model> copy = ModelLoader::blank(config, stored);
-    loader.add(*copy, cast);
+    loader.add(*copy, cast, false);
     out.push_back(std::move(copy));
   }
   loader.run();
@@ -372,7 +375,8 @@ std::vector<std::shared_ptr<const Model>> load_models(Backend& backend,
 }
 
 size_t load_scratch_bytes(const ModelConfig& c, int threads, bool on_host) {
-  // Rows as stored and as codes, and for a cast as f32 and as codes of a byte: 4-bit codes grow most.
+  // Rows as stored and as codes, and for a cast as f32 and as codes of a byte: 4-bit codes grow
+  // most.
   const size_t widest = std::max({c.width, c.ffn, c.heads * c.head_dim});
   const size_t unit = std::max(kUnitBytes * 2, 256 * widest);  // weights a thread holds
   const size_t body = std::max(2 * size_t(c.ffn), size_t(c.heads + 2 * c.kv_heads) * c.head_dim) *

@@ -80,11 +80,12 @@ class Model {
 /// The model that `options` describe and, behind it, casts of the same weights, which share its
 /// embedding, norms and rope table: the checkpoint is read once for all of them.
 std::vector<std::shared_ptr<const Model>> load_models(Backend&, const Checkpoint&,
-                                                      const ModelConfig&, const ModelOptions& options,
+                                                      const ModelConfig&,
+                                                      const ModelOptions& options,
                                                       std::span<const Cast> casts);
 
-/// Host memory that loading takes for a while, beside the models: on a backend whose memory the host
-/// can write, a few megabytes a thread.
+/// Host memory that loading takes for a while, beside the models: on a backend whose memory the
+/// host can write, a few megabytes a thread.
 size_t load_scratch_bytes(const ModelConfig&, int threads, bool on_host);
 
 /// The mode `linear` runs in when `wanted` is asked of the model: itself, or its only one.

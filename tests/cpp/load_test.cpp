@@ -206,11 +206,9 @@ void spoil(MemoryCheckpoint& c, const std::string& tensor, size_t element) {
 TEST(Load, AnErrorInTheLastMatrixEndsIt) {
   MemoryCheckpoint c = tiny_checkpoint({.layers = 3, .vocab = 6000});
   spoil(c, "lm_head.weight", SIZE_MAX);
-  expect_failure(
-      [&](Backend& backend, int threads) {
-        Model(backend, c, read_config(c), options_for(threads));
-      },
-      Code::model_format, {"lm_head.weight", "element 767999 "});
+  expect_failure([&](Backend& backend,
+                     int threads) { Model(backend, c, read_config(c), options_for(threads)); },
+                 Code::model_format, {"lm_head.weight", "element 767999 "});
 }
 
 TEST(Load, OfSeveralErrorsTheFirstIsTold) {
@@ -219,11 +217,9 @@ TEST(Load, OfSeveralErrorsTheFirstIsTold) {
   spoil(c, "model.layers.1.mlp.down_proj.weight", 0);
   spoil(c, "model.layers.2.self_attn.q_proj.weight", 0);
   for (int i = 0; i < 10; ++i)
-    expect_failure(
-        [&](Backend& backend, int threads) {
-          Model(backend, c, read_config(c), options_for(threads));
-        },
-        Code::model_format, {"model.layers.1.mlp.up_proj.weight", "element 300 "});
+    expect_failure([&](Backend& backend,
+                       int threads) { Model(backend, c, read_config(c), options_for(threads)); },
+                   Code::model_format, {"model.layers.1.mlp.up_proj.weight", "element 300 "});
 }
 
 TEST(Load, RefusesWrongShapesBeforeItReadsWeights) {
@@ -287,8 +283,7 @@ TEST(Units, WhatTellingThrowsGoesBeforeErrors) {
   for (const int threads : kThreads) {
     ThreadPool pool(threads);
     EXPECT_THROW(run_units(
-                     pool, 1000, [](size_t, int) {},
-                     [](size_t) { throw std::string("enough"); }),
+                     pool, 1000, [](size_t, int) {}, [](size_t) { throw std::string("enough"); }),
                  std::string);
   }
 }

@@ -7,10 +7,10 @@
 #include <utility>
 
 #include "core/error.h"
+#include "formats/cpu_tiling.h"
 #include "formats/dense/layout.h"
 #include "formats/linear.h"
 #include "formats/quantization.h"
-#include "formats/cpu_tiling.h"
 
 namespace stepladder {
 namespace {
@@ -46,7 +46,8 @@ class DenseReader final : public WeightReader {
       const std::span out(codes, size);
       checkpoint_.read_slice(name_, {at * 2, size * 2}, std::as_writable_bytes(out));
     } else {
-      const float* values = read_floats(checkpoint_, name_, {at, size}, memory.stored, memory.values);
+      const float* values =
+          read_floats(checkpoint_, name_, {at, size}, memory.stored, memory.values);
       for (size_t i = 0; i < size; ++i) codes[i] = to_16(type, values[i]);
     }
     if (any_not_finite(type, codes, size))

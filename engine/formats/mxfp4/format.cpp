@@ -6,11 +6,11 @@
 #include <string>
 
 #include "core/error.h"
+#include "formats/cpu_tiling.h"
 #include "formats/linear.h"
 #include "formats/mxfp4/layout.h"
 #include "formats/quantization.h"
 #include "formats/rounding.h"
-#include "formats/cpu_tiling.h"
 
 namespace stepladder {
 namespace {
@@ -72,8 +72,8 @@ std::unique_ptr<WeightReader> open(const Checkpoint& c, const std::string& prefi
 /// The E2M1 code nearest to `x`, ties to the even code, saturating at 6.
 int8_t code_of(float x) {
   const float m = std::fabs(x);
-  const int code = (m > .25f) + (m >= .75f) + (m > 1.25f) + (m >= 1.75f) + (m > 2.5f) +
-                   (m >= 3.5f) + (m > 5.f);
+  const int code =
+      (m > .25f) + (m >= .75f) + (m > 1.25f) + (m >= 1.75f) + (m > 2.5f) + (m >= 3.5f) + (m > 5.f);
   return static_cast<int8_t>(code | ((code != 0) & (x < 0)) << 3);
 }
 

@@ -8,10 +8,10 @@
 #include <string>
 
 #include "core/error.h"
+#include "formats/cpu_tiling.h"
 #include "formats/linear.h"
 #include "formats/quantization.h"
 #include "formats/rounding.h"
-#include "formats/cpu_tiling.h"
 #include "formats/w4a16/layout.h"
 
 namespace stepladder {
@@ -149,8 +149,7 @@ class PackedReader final : public WeightReader {
 std::unique_ptr<WeightReader> open(const Checkpoint& c, const std::string& prefix, int n, int k) {
   const Storage s = storage_of(c, prefix);
   check_group(c, prefix, k, s.group);
-  if (s.method == Storage::Method::gptq)
-    return std::make_unique<GptqReader>(c, prefix, n, k, s);
+  if (s.method == Storage::Method::gptq) return std::make_unique<GptqReader>(c, prefix, n, k, s);
   return std::make_unique<PackedReader>(c, prefix, n, k, s);
 }
 
@@ -168,8 +167,8 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
     const float amax = largest_magnitude(from, group);
     check(std::isfinite(amax), Code::invalid_argument, "cast to w4a16: value ",
           g * group + (std::isfinite(amax) ? 0 : first_not_finite(from, group)), " is not finite");
-    const float most = *std::find_if(from, from + group,
-                                     [&](float x) { return std::fabs(x) == amax; });
+    const float most =
+        *std::find_if(from, from + group, [&](float x) { return std::fabs(x) == amax; });
     // The codes are found with the scale as it will be read back.
     float scale = from_bf16(to_bf16(most / -8.0f));
     if (std::fabs(scale) < FLT_MIN) scale = 1.0f;

@@ -1,8 +1,8 @@
 // int8 weights with one scale per output row, multiplied with 16-bit activations.
 #include <cstring>
 
-#include "formats/int8_rows.h"
 #include "formats/cpu_tiling.h"
+#include "formats/int8_rows.h"
 #include "formats/w8a16/layout.h"
 
 namespace stepladder {

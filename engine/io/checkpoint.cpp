@@ -167,6 +167,9 @@ class Directory final : public Checkpoint {
     check_slice(name, place.info, slice, out.size());
     const std::string what = "tensor " + quote(name);
     const bool whole = slice.bytes == slice.stride;  // runs without gaps are one
+    // Whoever reads runs reads those between them next.
+    if (!whole && slice.runs > 1 && slice.offset == 0)
+      files_[place.file]->expect(place.offset, place.info.bytes);
     const size_t runs = whole ? 1 : slice.runs, bytes = whole ? out.size() : slice.bytes;
     for (size_t i = 0; i < runs; ++i)
       files_[place.file]->read(place.offset + slice.offset + i * slice.stride,

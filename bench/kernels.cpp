@@ -178,7 +178,8 @@ Matrix make(const Case& c, const Shape& shape, const Options& o, const Pages& pa
   m.copies = static_cast<int>(pages.bytes() / m.stride);
   check(m.copies > 0, Code::invalid_argument, "--megabytes=", o.megabytes, ": ", c.label, "/",
         shape.name, " alone takes ", (m.stride >> 20) + 1, "; give more, or a --filter");
-  m.kernel->pack(m.weight, pages.data());
+  const std::vector<std::byte> packed = pack(m.kernel, m.weight);
+  std::memcpy(pages.data(), packed.data(), m.bytes);
   for (int i = 1; i < m.copies; ++i)
     std::memcpy(pages.data() + m.stride * i, pages.data(), m.bytes);
   return m;

@@ -78,10 +78,11 @@ class Loader {
       : plan_(plan),
         backend_(backend),
         progress_(options, weight_bytes(plan)),
-        models_(plan.sources.size()) {}
+        models_(plan.levels.size()) {}
 
   LoopParts load(Info& info) {
     rules_ = std::make_shared<RuleTable>(backend_, plan_.sequences, plan_.vocab, plan_.context);
+    for (size_t s = 0; s < plan_.sources.size(); ++s) load_source(static_cast<int>(s));
     for (size_t k = 0; k < plan_.levels.size(); ++k)
       loaded_.push_back(load_level(static_cast<int>(k)));
     backend_.wait();
@@ -98,17 +99,25 @@ class Loader {
     return bytes;
   }
 
-  std::shared_ptr<const Model> source_model(int index, size_t& own_bytes) {
-    auto& model = models_[index];
-    if (!model) {
-      const Source& s = plan_.sources[index];
-      ModelOptions options;
-      options.head = s.head, options.also_a8 = s.also_a8, options.positions = positions(s);
-      options.progress = progress_.part(s.bytes);
-      model = std::make_shared<const Model>(backend_, *s.checkpoint, s.config, options);
-      own_bytes = model->bytes();
-    }
-    return model;
+  /// The models of all levels that run a checkpoint or a cast of it.
+  void load_source(int index) {
+    const Source& s = plan_.sources[index];
+    ModelOptions options;
+    options.head = s.head, options.also_a8 = s.also_a8, options.positions = positions(s);
+    options.threads = plan_.threads;
+    std::vector<Cast> casts;
+    size_t bytes = s.bytes;
+    for (const LevelPlan& level : plan_.levels)
+      if (level.source == index && level.spec.kind == LevelSpec::Kind::cast) {
+        casts.push_back({format_name(level.spec.format), format_name(level.spec.head)});
+        bytes += level.bytes;
+      }
+    options.progress = progress_.part(bytes);
+    const auto models = load_models(backend_, *s.checkpoint, s.config, options, casts);
+    size_t cast = 0;
+    for (size_t k = 0; k < plan_.levels.size(); ++k)
+      if (plan_.levels[k].source == index)
+        models_[k] = models[plan_.levels[k].spec.kind == LevelSpec::Kind::cast ? ++cast : 0];
   }
 
   static int positions(const Source& s) {
@@ -119,20 +128,11 @@ class Loader {
     const LevelPlan& level = plan_.levels[k];
     const Source& source = plan_.sources[level.source];
     Loaded out;
-    out.model = source_model(level.source, out.weight_bytes);
-    out.act = out.model->default_act();
-    if (level.spec.kind == LevelSpec::Kind::cast) {
-      ModelOptions options;
-      options.cast = format_name(level.spec.format), options.head = format_name(level.spec.head);
-      options.positions = positions(source);
-      options.progress = progress_.part(level.bytes);
-      out.model = std::make_shared<const Model>(backend_, *source.checkpoint, source.config,
-                                                options, out.model);
-      out.act = out.model->default_act();
+    out.model = models_[k];
+    out.act = level.spec.kind == LevelSpec::Kind::activations ? Act::a8 : out.model->default_act();
+    const auto above = models_.begin() + k;
+    if (std::find(models_.begin(), above, out.model) == above)
       out.weight_bytes = out.model->bytes();
-    } else if (level.spec.kind == LevelSpec::Kind::activations) {
-      out.act = Act::a8;
-    }
     if (level.cache_of == k) {
       out.cache =
           make_cache(backend_, *out.model, source.context, plan_.tree_capacity, plan_.sequences);
@@ -215,7 +215,7 @@ class Loader {
   const LoadPlan& plan_;
   Backend& backend_;
   Progress progress_;
-  std::vector<std::shared_ptr<const Model>> models_;  // by source
+  std::vector<std::shared_ptr<const Model>> models_;  // by level
   std::shared_ptr<RuleTable> rules_;
   std::vector<Loaded> loaded_;
 };

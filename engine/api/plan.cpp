@@ -5,6 +5,7 @@
 
 #include "api/loop.h"
 #include "core/error.h"
+#include "core/thread_pool.h"
 #include "io/vocabulary.h"
 #include "model/kv_cache.h"
 #include "spec/rule_table.h"
@@ -70,8 +71,7 @@ void open_draft(LoadPlan& plan, LevelPlan& level, const std::string& directory) 
 
 /// Bits a weight takes in `format`, scales included.
 double bits_per_weight(const std::string& format, int k) {
-  const std::vector<float> zeros(k);
-  const FormatDesc desc = format_named(format).cast(zeros, 1, k, 0).desc;
+  const FormatDesc desc = cast_desc(format_named(format), k);
   return bits(desc.code) +
          (desc.scaled ? double(bits(desc.scale)) / (desc.group ? desc.group : k) : 0);
 }
@@ -124,6 +124,7 @@ LoadPlan make_plan(const std::string& directory, const Options& options) {
         " is out of range; it must be from 1 to 1024, or 0 for the machine's cores");
   LoadPlan plan;
   plan.sequences = options.max_sequences;
+  plan.threads = options.threads ? options.threads : usable_cores();
   open_target(plan, directory, options);
   LevelPlan target;
   target.spec.kind = LevelSpec::Kind::model, target.spec.path = directory, target.name = "target";
@@ -198,10 +199,8 @@ MemoryNeed memory_need(const LoadPlan& plan, const Backend& backend) {
   MemoryNeed need;
   for (const Source& s : plan.sources) {
     need.weights += s.bytes;
-    const auto& c = s.config;
-    // While a matrix is packed it stands beside its codes as read, and as f32 when it is cast.
-    need.transient = std::max(need.transient,
-                              8 * std::max(size_t(c.vocab) * c.width, 2 * size_t(c.ffn) * c.width));
+    need.transient =
+        std::max(need.transient, load_scratch_bytes(s.config, plan.threads, backend.on_host()));
   }
   const auto grow = [&](size_t per_token, size_t tokens) {
     need.growing += plan.sequences * per_token * tokens;

@@ -43,7 +43,7 @@ struct LoadPlan {
   std::vector<Source> sources;
   std::vector<LevelPlan> levels;
   std::unique_ptr<LevelSpec> lookup;  // the leaf, if there is one
-  int context = 0, sequences = 1, vocab = 0, tree_capacity = 0;
+  int context = 0, sequences = 1, vocab = 0, tree_capacity = 0, threads = 1;
   std::vector<std::string> notes;
 };
 

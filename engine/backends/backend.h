@@ -315,7 +315,11 @@ class Backend {
   /// 64-byte aligned (2 MB for large blocks), zeroed. Throws Error(out_of_memory) with the numbers.
   virtual void* allocate(size_t bytes) = 0;
   virtual void release(void* memory, size_t bytes) noexcept = 0;
-  /// Queues a copy to the backend; the host bytes are taken before the call returns.
+  /// Whether the host may write what allocate() gave, from any thread, until the first operator
+  /// uses it: then weights are packed straight into place.
+  virtual bool on_host() const { return false; }
+  /// Queues a copy to the backend; the host bytes are taken before the call returns. While nothing
+  /// else runs, any thread may call it, one at a time.
   virtual void upload(void* to, const void* host_from, size_t bytes) = 0;
   /// Queues a copy to the host; `host_to` is valid after wait().
   virtual void read(void* host_to, const void* from, size_t bytes) = 0;

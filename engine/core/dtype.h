@@ -90,6 +90,11 @@ SL_INLINE float from_e8m0(uint8_t e) {
                                               : static_cast<uint32_t>(e) << 23);
 }
 
+/// The E8M0 code of a power of two from 2^-127 to 2^127.
+SL_INLINE uint8_t to_e8m0(float x) {
+  return static_cast<uint8_t>(__builtin_bit_cast(uint32_t, x) >> 23);  // 0 of the subnormal 2^-127
+}
+
 /// E2M1: [sign:1][exponent:2][mantissa:1], codes 0..7 -> 0 .5 1 1.5 2 3 4 6.
 SL_INLINE float from_e2m1(uint8_t code) {
   const float magnitude[8] = {0.f, .5f, 1.f, 1.5f, 2.f, 3.f, 4.f, 6.f};

@@ -63,6 +63,12 @@ const WeightFormat& format_named(const std::string& name) {
   fail(Code::unsupported, "weight format \"", name, "\" is not known; there are ", known_formats());
 }
 
+FormatDesc cast_desc(const WeightFormat& to, int k) {
+  check(to.cast != nullptr, Code::unsupported, "cast: there is no cast to ", to.name);
+  const std::vector<float> zeros(k);
+  return to.cast(zeros, 1, k, 0).desc;
+}
+
 const WeightFormat& format_of(const Checkpoint& checkpoint, const std::string& prefix) {
   for (const WeightFormat* f : formats())
     if (f->recognises(checkpoint, prefix)) return *f;

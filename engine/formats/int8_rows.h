@@ -11,14 +11,16 @@ namespace stepladder {
 bool recognises_int8(const Checkpoint&, const std::string& prefix, Act);
 /// Reads compressed-tensors int-quantized (weight: I8) or pack-quantized (weight_packed: I32, value
 /// + 128, low byte first).
-CanonicalWeight read_int8(const char* name, const Checkpoint&, const std::string& prefix, int n,
-                          int k);
+std::unique_ptr<WeightReader> open_int8(const char* name, const Checkpoint&,
+                                        const std::string& prefix, int n, int k);
 /// Codes in -127..127 with scale amax / 127; a row of zeros has scale 1.
 CanonicalWeight cast_int8(const char* name, std::span<const float> values, int n, int k, int group);
 
 /// Packs tiles of scales and steps of [16 rows][4 k], a byte being the value + offset; fills what
 /// w8_bytes says.
 size_t w8_bytes(int n, int k);
-void pack_w8(const CanonicalWeight&, int offset, std::byte* out);
+void pack_w8(const WeightRows&, int offset, std::byte* out);
+/// Puts the f32 scale of every row into its tile.
+void pack_w8_scales(const WeightRows&, std::byte* tiles);
 
 }  // namespace stepladder

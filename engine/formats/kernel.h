@@ -8,7 +8,7 @@
 
 namespace stepladder {
 
-struct CanonicalWeight;
+struct WeightRows;
 
 /// A fast path: one (format, act, kernel family). Kernels that name the same layout share one
 /// packed copy of the bytes.
@@ -19,7 +19,9 @@ struct LinearKernel {
   const char* layout;
   bool (*supports)(const FormatDesc&, int n, int k);  // never asks how many rows
   size_t (*packed_bytes)(const FormatDesc&, int n, int k);
-  void (*pack)(const CanonicalWeight&, std::byte* out);  // host bytes, then uploaded
+  /// Packs some rows of a weight; `out` is host memory for all of it, zeroed before the first.
+  /// Writes what belongs to these rows alone, so that threads may pack rows of one weight at once.
+  void (*pack)(const WeightRows&, std::byte* out);
   const FastKernel* run;
 };
 

@@ -22,9 +22,9 @@ const LinearKernel* find_kernel(const Backend& backend, const FormatDesc& desc, 
 
 }  // namespace
 
-Linear::Linear(const Backend& backend, const CanonicalWeight& weight, std::span<const Act> wanted,
-               bool generic)
-    : desc_(weight.desc), n_(weight.n), k_(weight.k), has_bias_(!weight.bias.empty()) {
+Linear::Linear(const Backend& backend, const FormatDesc& desc, int n, int k, bool bias,
+               std::span<const Act> wanted, bool generic)
+    : desc_(desc), n_(n), k_(k), has_bias_(bias) {
   const auto acts = format_named(desc_.name).acts;
   for (const Act act : wanted) {
     if (runs(act)) continue;
@@ -44,30 +44,47 @@ Linear::Linear(const Backend& backend, const CanonicalWeight& weight, std::span<
   }
 }
 
-size_t Linear::bytes() const {
-  size_t total = has_bias_ ? padded(size_t(n_) * sizeof(float)) : 0;
+size_t Linear::packed_bytes() const {
+  size_t total = 0;
   for (const Copy& copy : copies_) total += padded(copy.bytes);
   return total;
+}
+
+size_t Linear::bias_bytes() const { return has_bias_ ? padded(size_t(n_) * sizeof(float)) : 0; }
+
+void Linear::place(std::byte* memory) {
+  for (Copy& copy : copies_) {
+    copy.data = memory;
+    memory += padded(copy.bytes);
+  }
+  if (has_bias_) bias_ = reinterpret_cast<const float*>(memory);
+}
+
+void Linear::pack(const WeightRows& rows, std::byte* out) const {
+  for (const Copy& copy : copies_) {
+    copy.packer ? copy.packer->pack(rows, out) : pack_described(rows, out);
+    out += padded(copy.bytes);
+  }
 }
 
 void Linear::upload(Backend& backend, const CanonicalWeight& weight, std::byte* memory) {
   check(weight.n == n_ && weight.k == k_ && weight.bias.empty() != has_bias_, Code::internal,
         "linear: another weight is uploaded than was planned");
-  std::vector<std::byte> packed;
-  for (Copy& copy : copies_) {
-    packed.resize(copy.bytes);
-    if (copy.packer)
-      copy.packer->pack(weight, packed.data());
-    else
-      pack_described(weight, packed.data());
-    backend.upload(memory, packed.data(), copy.bytes);
-    copy.data = memory;
-    memory += padded(copy.bytes);
-  }
-  if (has_bias_) {
-    backend.upload(memory, weight.bias.data(), weight.bias.size() * sizeof(float));
-    bias_ = reinterpret_cast<const float*>(memory);
-  }
+  Scratch scratch;
+  std::vector<std::byte> packed(packed_bytes());
+  pack(rows_of(weight, scratch), packed.data());
+  place(memory);
+  backend.upload(memory, packed.data(), packed.size());
+  if (has_bias_)
+    backend.upload(memory + packed.size(), weight.bias.data(), weight.bias.size() * sizeof(float));
+}
+
+std::vector<std::byte> pack(const LinearKernel* kernel, const CanonicalWeight& w) {
+  Scratch scratch;
+  std::vector<std::byte> out(kernel ? kernel->packed_bytes(w.desc, w.n, w.k)
+                                    : described_bytes(w.desc, w.n, w.k));
+  (kernel ? kernel->pack : pack_described)(rows_of(w, scratch), out.data());
+  return out;
 }
 
 ProjectWeight Linear::in(Act act) const {

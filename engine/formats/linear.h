@@ -11,12 +11,13 @@
 #include "backends/backend.h"
 #include "core/format.h"
 #include "formats/kernel.h"
+#include "formats/weight_rows.h"
 #include "io/checkpoint.h"
 
 namespace stepladder {
 
-/// A weight [n, k] as plain codes and scales on the host: what every format reads into, every
-/// kernel packs from, and the oracle dequantizes.
+/// A weight [n, k] as plain codes and scales on the host: what a cast makes and the oracle
+/// dequantizes.
 struct CanonicalWeight {
   FormatDesc desc{};
   int n = 0, k = 0;
@@ -32,6 +33,13 @@ struct CanonicalWeight {
   std::vector<float> dequantize() const;
 };
 
+/// All rows of a weight as views of it, and of 4-bit codes put together in `memory`.
+WeightRows rows_of(const CanonicalWeight&, Scratch& memory);
+/// Plain codes of the rows, as a weight of their own.
+CanonicalWeight canonical(const WeightRows&);
+/// f32 [count, k] values, each code times its scale rounded once.
+void dequantize(const WeightRows&, float* out);
+
 /// The one constant a format's folder exports, named like the folder.
 struct WeightFormat {
   const char* name;
@@ -40,8 +48,9 @@ struct WeightFormat {
   /// Whether the checkpoint's config.json says that `prefix` ("model.layers.0.mlp.down_proj") is
   /// stored this way.
   bool (*recognises)(const Checkpoint&, const std::string& prefix);
-  /// Reads prefix.weight and its companions (bias excluded); checks dtype, shape and scales.
-  CanonicalWeight (*read)(const Checkpoint&, const std::string& prefix, int n, int k);
+  /// A reader of prefix.weight and its companions (bias excluded), whose types and shapes are
+  /// checked now. The checkpoint must outlive it.
+  std::unique_ptr<WeightReader> (*open)(const Checkpoint&, const std::string& prefix, int n, int k);
   /// Round-to-nearest cast of f32 [n, k]; group 0 = the format's default. Throws
   /// Error(invalid_argument) on values that are not finite or a group that does not divide k.
   CanonicalWeight (*cast)(std::span<const float> values, int n, int k, int group);
@@ -54,21 +63,42 @@ std::span<const WeightFormat* const> formats();
 std::span<const LinearKernel> linear_kernels();
 /// Throws Error(unsupported) naming the known ones.
 const WeightFormat& format_named(const std::string& name);
+/// What a weight of k columns becomes in its default cast. Throws Error(unsupported) where there is
+/// none, and what the cast says of such a k.
+FormatDesc cast_desc(const WeightFormat&, int k);
 /// The format in which the checkpoint stores `prefix`; throws naming it when there is none.
 const WeightFormat& format_of(const Checkpoint&, const std::string& prefix);
-/// Packs for the generic path: the layout "described" of core/format.h.
+/// A reader of a BF16, F16 or F32 tensor as bf16 or f16.
+std::unique_ptr<WeightReader> open_dense(const Checkpoint&, const std::string& name, int n, int k,
+                                         DType as);
+/// A whole weight at once, as format_of() says it is stored.
+CanonicalWeight read_weight(const Checkpoint&, const std::string& prefix, int n, int k);
+/// Packs for the generic path: the layout "described" of core/format.h. As LinearKernel::pack.
 size_t described_bytes(const FormatDesc&, int n, int k);
-void pack_described(const CanonicalWeight&, std::byte* out);
+void pack_described(const WeightRows&, std::byte* out);
+/// Packs a whole weight for a kernel, or the generic path where it is null.
+std::vector<std::byte> pack(const LinearKernel*, const CanonicalWeight&);
 
 /// y = x W^T + bias, in each of the wanted activation modes, over one backend's memory.
 class Linear {
  public:
   Linear() = default;
   /// Picks kernels for (format, act, backend); `generic` forces the described path.
-  Linear(const Backend&, const CanonicalWeight&, std::span<const Act> wanted, bool generic = false);
-  /// Bytes of backend memory the packed copies need, a multiple of 64.
-  size_t bytes() const;
-  /// Packs and uploads to `memory`, which must stay alive.
+  Linear(const Backend&, const FormatDesc&, int n, int k, bool bias, std::span<const Act> wanted,
+         bool generic = false);
+  Linear(const Backend& backend, const CanonicalWeight& w, std::span<const Act> wanted,
+         bool generic = false)
+      : Linear(backend, w.desc, w.n, w.k, !w.bias.empty(), wanted, generic) {}
+  /// Bytes of backend memory the packed copies and then the bias need, a multiple of 64.
+  size_t bytes() const { return packed_bytes() + bias_bytes(); }
+  size_t packed_bytes() const;
+  size_t bias_bytes() const;  // f32 [n], or 0
+  /// Says where in backend memory it lies; what is there must stay.
+  void place(std::byte* memory);
+  /// Packs some rows into `out`, host memory for packed_bytes(), zeroed before the first. Threads
+  /// may pack rows of one weight at once.
+  void pack(const WeightRows&, std::byte* out) const;
+  /// Packs all of a weight, uploads it and its bias to `memory` and places itself there.
   void upload(Backend&, const CanonicalWeight&, std::byte* memory);
   /// The weight as `act` runs it, for Backend::project.
   ProjectWeight in(Act act) const;

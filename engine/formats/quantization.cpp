@@ -1,6 +1,7 @@
 #include "formats/quantization.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -217,11 +218,15 @@ void check_absent(const Checkpoint& c, const std::string& prefix,
   }
 }
 
-void check_scales(const Checkpoint& c, const std::string& name, std::span<const float> scales,
-                  bool negative) {
+void check_scales(const Checkpoint& c, const std::string& name, size_t first,
+                  std::span<const float> scales, bool negative) {
+  bool all = true;  // by a loop that vectorizes
+  for (const float x : scales)
+    all &= (std::fabs(x) > 0) & (std::fabs(x) <= FLT_MAX) & (negative | (x > 0));
+  if (all) return;
   for (size_t i = 0; i < scales.size(); ++i)
     check(std::isfinite(scales[i]) && scales[i] != 0 && (negative || scales[i] > 0),
-          Code::model_format, tensor_place(c, name), ": scale ", i, " is ", scales[i],
+          Code::model_format, tensor_place(c, name), ": scale ", first + i, " is ", scales[i],
           "; scales must be finite and ", negative ? "not zero" : "positive",
           "; the file is damaged or was badly quantized");
 }
@@ -231,19 +236,26 @@ void check_group(const Checkpoint& c, const std::string& prefix, int k, int grou
         group, " do not divide its width of ", k);
 }
 
-std::vector<float> load_scales(const Checkpoint& c, const std::string& name,
-                               std::span<const int64_t> shape, DType& stored) {
-  const TensorInfo& info = c.need(name);
-  stored = info.dtype == "BF16" ? DType::bf16 : info.dtype == "F16" ? DType::f16 : DType::f32;
-  return c.load_floats(name, shape);
+DType float_type(const TensorInfo& info) {
+  return info.dtype == "BF16" ? DType::bf16 : info.dtype == "F16" ? DType::f16 : DType::f32;
 }
 
-std::vector<float> load_channel_scales(const Checkpoint& c, const std::string& name, int n,
-                                       DType& stored) {
-  const auto& shape = c.need(name).shape;
-  const std::vector<int64_t> one = {1}, flat = {n}, column = {n, 1};
-  if (shape == one && n != 1) return std::vector<float>(n, load_scales(c, name, one, stored)[0]);
-  return load_scales(c, name, shape == flat ? flat : column, stored);
+const float* read_floats(const Checkpoint& c, const std::string& name, const Slice& elements,
+                         Scratch& stored, Scratch& values) {
+  const DType type = float_type(c.need(name));
+  const size_t each = bits(type) / 8, count = elements.bytes * elements.runs;
+  const Slice slice{elements.offset * each, elements.bytes * each, elements.runs,
+                    elements.stride * each};
+  std::byte* const raw = stored.take<std::byte>(count * each);
+  c.read_slice(name, slice, {raw, count * each});
+  if (type == DType::f32) return reinterpret_cast<const float*>(raw);
+  const auto* const codes = reinterpret_cast<const uint16_t*>(raw);
+  float* const out = values.take<float>(count);
+  if (type == DType::bf16)
+    for (size_t i = 0; i < count; ++i) out[i] = from_bf16(codes[i]);
+  else
+    for (size_t i = 0; i < count; ++i) out[i] = from_f16(codes[i]);
+  return out;
 }
 
 void check_trivial_order(const Checkpoint& c, const std::string& name, int k, int group,

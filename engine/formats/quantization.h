@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/format.h"
+#include "formats/weight_rows.h"
 #include "io/checkpoint.h"
 
 namespace stepladder {
@@ -45,17 +46,17 @@ std::ostream& operator<<(std::ostream&, const TensorPlace&);
 void check_absent(const Checkpoint&, const std::string& prefix,
                   std::span<const char* const> suffixes, const Storage&);
 /// Throws Error(model_format) naming the tensor and the first scale that is not finite, is zero,
-/// or is negative unless `negative` is allowed.
-void check_scales(const Checkpoint&, const std::string& name, std::span<const float> scales,
-                  bool negative);
+/// or is negative unless `negative` is allowed; they are the tensor's from `first` on.
+void check_scales(const Checkpoint&, const std::string& name, size_t first,
+                  std::span<const float> scales, bool negative);
 /// Throws unless `group` divides k.
 void check_group(const Checkpoint&, const std::string& prefix, int k, int group);
-/// A floating-point tensor of `shape` as f32, and the type it is stored in.
-std::vector<float> load_scales(const Checkpoint&, const std::string& name,
-                               std::span<const int64_t> shape, DType& stored);
-/// Per-channel scales [n] of an int8 weight stored as [n, 1], [n] or, per tensor, [1].
-std::vector<float> load_channel_scales(const Checkpoint&, const std::string& name, int n,
-                                       DType& stored);
+/// The type of a tensor that need() found to be one of BF16, F16, F32.
+DType float_type(const TensorInfo&);
+/// Elements of such a tensor as f32; the slice counts elements. Read into `stored`, and given in
+/// `values` unless they are f32 already.
+const float* read_floats(const Checkpoint&, const std::string& name, const Slice& elements,
+                         Scratch& stored, Scratch& values);
 /// Throws unless an optional group index names group k / `group` for each k, or is all -1.
 void check_trivial_order(const Checkpoint&, const std::string& name, int k, int group,
                          bool required);

@@ -159,13 +159,21 @@ class Directory final : public Checkpoint {
     const auto at = tensors_.find(name);
     return at == tensors_.end() ? nullptr : &at->second.info;
   }
-  void read(std::string_view name, std::span<std::byte> out) const override {
+  void read_slice(std::string_view name, const Slice& slice,
+                  std::span<std::byte> out) const override {
     const auto at = tensors_.find(name);
     check(at != tensors_.end(), Code::model_format, where_, " has no tensor ", quote(name));
     const Place& place = at->second;
-    check(out.size() == place.info.bytes, Code::internal, place.info.file, ": tensor ", quote(name),
-          " has ", place.info.bytes, " bytes, not ", out.size());
-    files_[place.file]->read(place.offset, out, "tensor " + quote(name));
+    check_slice(name, place.info, slice, out.size());
+    const std::string what = "tensor " + quote(name);
+    const bool whole = slice.bytes == slice.stride;  // runs without gaps are one
+    // Whoever reads runs reads those between them next.
+    if (!whole && slice.runs > 1 && slice.offset == 0)
+      files_[place.file]->expect(place.offset, place.info.bytes);
+    const size_t runs = whole ? 1 : slice.runs, bytes = whole ? out.size() : slice.bytes;
+    for (size_t i = 0; i < runs; ++i)
+      files_[place.file]->read(place.offset + slice.offset + i * slice.stride,
+                               out.subspan(i * bytes, bytes), what);
   }
 
  private:
@@ -273,6 +281,14 @@ const TensorInfo& Checkpoint::need(std::string_view name, std::string_view dtype
         Code::model_format, info.file, ": tensor ", quote(name), " has the shape ",
         shape_text(info.shape), ", but config.json calls for ", shape_text(shape));
   return info;
+}
+
+void Checkpoint::check_slice(std::string_view name, const TensorInfo& info, const Slice& s,
+                             size_t out) {
+  check(s.runs > 0 && s.offset + (s.runs - 1) * s.stride + s.bytes <= info.bytes &&
+            out == s.runs * s.bytes,
+        Code::internal, info.file, ": tensor ", quote(name), " has ", info.bytes, " bytes, not ",
+        out, " from ", s.offset, " on in ", s.runs, " runs");
 }
 
 std::vector<float> Checkpoint::load_floats(std::string_view name,

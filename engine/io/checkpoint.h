@@ -25,6 +25,12 @@ struct TensorInfo {
   std::string file;  // for messages
 };
 
+/// Part of a tensor's bytes: `runs` runs of `bytes`, each beginning `stride` after the last.
+struct Slice {
+  size_t offset = 0, bytes = 0, runs = 1, stride = 0;
+};
+
+/// Any of it may be called from several threads.
 class Checkpoint {
  public:
   virtual ~Checkpoint() = default;
@@ -35,8 +41,14 @@ class Checkpoint {
   virtual std::vector<std::string> names() const = 0;
   /// Null when there is no such tensor.
   virtual const TensorInfo* find(std::string_view name) const = 0;
-  /// Fills `out` (exactly the tensor's bytes); throws Error(io) naming file and tensor.
-  virtual void read(std::string_view name, std::span<std::byte> out) const = 0;
+  /// Fills `out` (exactly the slice's bytes, run after run); throws Error(io) naming file and
+  /// tensor.
+  virtual void read_slice(std::string_view name, const Slice&, std::span<std::byte> out) const = 0;
+
+  /// Fills `out`, exactly the tensor's bytes.
+  void read(std::string_view name, std::span<std::byte> out) const {
+    read_slice(name, {0, out.size()}, out);
+  }
 
   /// find() that throws Error(model_format) naming the tensor and the directory.
   const TensorInfo& need(std::string_view name) const;
@@ -50,6 +62,10 @@ class Checkpoint {
                       std::span<const int64_t> shape) const;
   /// A floating-point tensor (BF16, F16, F32) of `shape` as f32.
   std::vector<float> load_floats(std::string_view name, std::span<const int64_t> shape) const;
+
+ protected:
+  /// Throws Error(internal) unless the slice lies in the tensor and is as long as `out`.
+  static void check_slice(std::string_view name, const TensorInfo&, const Slice&, size_t out);
 };
 
 template <class T>

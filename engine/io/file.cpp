@@ -85,6 +85,15 @@ void File::read(uint64_t offset, std::span<std::byte> out, std::string_view what
   }
 }
 
+void File::expect(uint64_t offset, uint64_t bytes) const noexcept {
+#if defined(POSIX_FADV_WILLNEED)
+  constexpr uint64_t kAhead = uint64_t{1} << 20;  // the kernel takes no more of one call
+  for (uint64_t at = 0; at < bytes; at += kAhead)
+    ::posix_fadvise(descriptor_, static_cast<off_t>(offset + at),
+                    static_cast<off_t>(std::min(kAhead, bytes - at)), POSIX_FADV_WILLNEED);
+#endif
+}
+
 void MemoryBytes::read(uint64_t offset, std::span<std::byte> out, std::string_view what) const {
   check(offset <= bytes_.size() && out.size() <= bytes_.size() - offset, Code::io, where_, ": ",
         what, " would end at byte ", offset + out.size(), " of ", bytes_.size());

@@ -34,6 +34,8 @@ class File final : public ByteSource {
   /// Bytes the file had when it was opened.
   uint64_t size() const override { return size_; }
   void read(uint64_t offset, std::span<std::byte> out, std::string_view what) const override;
+  /// Tells the system that these bytes are read soon, though not in their order.
+  void expect(uint64_t offset, uint64_t bytes) const noexcept;
 
  private:
   std::string path_;

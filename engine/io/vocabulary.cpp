@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <map>
 #include <system_error>
+#include <unordered_map>
 #include <utility>
 
 #include "core/error.h"
@@ -44,15 +44,17 @@ class Tokenizer final : public JsonEvents {
     std::vector<std::string> out;
     std::vector<bool> taken;
     const auto place = [&](uint64_t id, std::string&& token, bool may_replace) {
-      check(id < limit, Code::model_format, where_, ": token ", quote(token), " has the id ", id,
-            ", far above the number of tokens");
+      if (id >= limit)
+        fail(Code::model_format, where_, ": token ", quote(token), " has the id ", id,
+             ", far above the number of tokens");
       if (id >= out.size()) out.resize(id + 1), taken.resize(id + 1);
-      check(may_replace || !taken[id], Code::model_format, where_, ": id ", id, " is both ",
-            quote(out[id]), " and ", quote(token));
+      if (!may_replace && taken[id])
+        fail(Code::model_format, where_, ": id ", id, " is both ", quote(out[id]), " and ",
+             quote(token));
       out[id] = std::move(token);
       taken[id] = true;
     };
-    for (auto& [token, id] : vocab_) place(id, std::string(token), false);
+    for (const auto& [token, id] : vocab_) place(id, std::string(token), false);
     // Added tokens usually stand in the vocabulary too, and win where they differ.
     for (auto& [id, token] : added_) place(id, std::move(token), true);
     return out;
@@ -136,8 +138,9 @@ class Tokenizer final : public JsonEvents {
     check(vocab_.size() < kMaxTokens, Code::model_format, where_, ": more than ", kMaxTokens,
           " tokens");
     const auto [at, fresh] = vocab_.try_emplace(std::move(token), id);
-    check(fresh, Code::model_format, where_, ": the token ", quote(at->first),
-          " stands twice in model.vocab");
+    if (!fresh)
+      fail(Code::model_format, where_, ": the token ", quote(at->first),
+           " stands twice in model.vocab");
   }
   [[noreturn]] void bad_vocab() const {
     fail(Code::model_format, where_,
@@ -145,7 +148,7 @@ class Tokenizer final : public JsonEvents {
   }
 
   const std::string& where_;
-  std::map<std::string, uint64_t> vocab_;
+  std::unordered_map<std::string, uint64_t> vocab_;
   std::vector<std::pair<uint64_t, std::string>> added_;
   std::string root_key_, model_key_, key_, content_;
   uint64_t id_ = 0;
@@ -180,9 +183,11 @@ bool same_bytes(const std::string& a, const std::string& b) {
   return true;
 }
 
-std::string token_at(const std::vector<std::string>& tokens, size_t id) {
-  return id < tokens.size() && !tokens[id].empty() ? quote(tokens[id]) : "no token";
+/// Empty: there is no such token.
+std::string_view token_at(const std::vector<std::string>& tokens, size_t id) {
+  return id < tokens.size() ? std::string_view(tokens[id]) : std::string_view();
 }
+std::string said(std::string_view token) { return token.empty() ? "no token" : quote(token); }
 
 }  // namespace
 
@@ -211,9 +216,10 @@ void check_same_vocabulary(const std::string& target_directory,
     const std::vector<std::string> wanted = read_vocabulary(target_directory);
     const std::vector<std::string> given = read_vocabulary(draft_directory);
     for (size_t id = 0; id < std::max(wanted.size(), given.size()); ++id) {
-      const std::string a = token_at(wanted, id), b = token_at(given, id);
-      check(a == b, Code::vocab_mismatch, "token ", id, " is ", a, " in ", target.json, " but ", b,
-            " in ", draft.json, "; a draft model must have its target's vocabulary");
+      const std::string_view a = token_at(wanted, id), b = token_at(given, id);
+      if (a != b)
+        fail(Code::vocab_mismatch, "token ", id, " is ", said(a), " in ", target.json, " but ",
+             said(b), " in ", draft.json, "; a draft model must have its target's vocabulary");
     }
     return;
   }

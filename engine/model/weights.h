@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,13 +21,18 @@ struct Layer {
   Linear qkv, o, gate_up, down;
 };
 
-struct ModelOptions {
-  std::string cast;      // a format's name: cast the body to it; "" = as stored
-  std::string head;      // the same for lm_head
+/// What a copy of a checkpoint's weights is cast to.
+struct Cast {
+  std::string cast;  // a format's name: cast the body to it; "" = as stored
+  std::string head;  // the same for lm_head
+};
+
+struct ModelOptions : Cast {
   bool also_a8 = false;  // the body must run with int8 activations too
   bool generic = false;  // described path only; the oracle in tests
   int positions = 0;     // rows of the rope table
-  /// Bytes packed so far and in all; false aborts with Error(cancelled).
+  int threads = 0;       // that read and pack; 0 = usable_cores()
+  /// Bytes packed so far and in all, on the calling thread; false aborts with Error(cancelled).
   std::function<bool(size_t done, size_t total)> progress;
 };
 
@@ -54,9 +60,8 @@ class Model {
   int64_t parameters() const;
 
  private:
-  void load_shared(Backend&, const Checkpoint&, int positions);
-  CanonicalWeight read_linear(const Checkpoint&, const std::vector<std::string>& prefixes,
-                              const std::vector<int>& n, int k, const std::string& cast) const;
+  friend class ModelLoader;
+  Model(const ModelConfig& config, std::shared_ptr<const Model> shared);
 
   ModelConfig config_;
   std::shared_ptr<const Model> shared_;
@@ -69,6 +74,17 @@ class Model {
   int rope_positions_ = 0;
   Act default_act_ = Act::a16;
 };
+
+/// The model that `options` describe and, behind it, casts of the same weights, which share its
+/// embedding, norms and rope table: the checkpoint is read once for all of them.
+std::vector<std::shared_ptr<const Model>> load_models(Backend&, const Checkpoint&,
+                                                      const ModelConfig&,
+                                                      const ModelOptions& options,
+                                                      std::span<const Cast> casts);
+
+/// Host memory that loading takes for a while, beside the models: on a backend whose memory the
+/// host can write, a few megabytes a thread.
+size_t load_scratch_bytes(const ModelConfig&, int threads, bool on_host);
 
 /// The mode `linear` runs in when `wanted` is asked of the model: itself, or its only one.
 Act act_of(const Linear& linear, Act wanted);

@@ -189,11 +189,10 @@ class LinearKernelTest : public ::testing::TestWithParam<Cell> {
     if (fast) {
       EXPECT_TRUE(fast->supports(w.desc, w.n, w.k));
     }
-    packed_.assign(
-        (fast ? fast->packed_bytes(w.desc, w.n, w.k) : described_bytes(w.desc, w.n, w.k)) + 64,
-        std::byte{0xa5});
+    const std::vector<std::byte> bytes = pack(fast, w);
+    packed_.resize(bytes.size() + 64);
     std::byte* at = packed_.data() + (64 - reinterpret_cast<uintptr_t>(packed_.data()) % 64) % 64;
-    fast ? fast->pack(w, at) : pack_described(w, at);
+    std::copy(bytes.begin(), bytes.end(), at);
     return {fast, backend_.get(), v_.act, &w, at};
   }
   std::vector<std::pair<int, int>> shapes() const {
@@ -330,8 +329,7 @@ TEST(MxFp4, TakesEveryScaleThatIsNotNaN) {
       w.scales.resize(255);
       for (int e = 0; e < 255; ++e)
         w.codes[e * 32] = 4, w.scales[e] = from_e8m0(static_cast<uint8_t>(e));  // 2
-      std::vector<std::byte> packed(kernel.packed_bytes(w.desc, 255, 32));
-      kernel.pack(w, packed.data());
+      const std::vector<std::byte> packed = pack(&kernel, w);
       std::mt19937 random(1);
       Tokens t(kBf16, 1, 32, 0, random);
       t.x.assign(32, 0);
@@ -357,8 +355,7 @@ TEST(Int8Activations, SumsAreExactAtTheirLargest) {
           std::fill(w.codes.begin() + 2 * k, w.codes.end(), 0);
           w.codes.back() = 1;
           w.scales.assign(size_t(3) * w.desc.groups(k), 1.0f);
-          std::vector<std::byte> packed(kernel.packed_bytes(w.desc, 3, k));
-          kernel.pack(w, packed.data());
+          const std::vector<std::byte> packed = pack(&kernel, w);
           std::mt19937 random(1);
           Tokens t(kBf16, 1, k, w.desc.group, random);
           t.q.assign(k, x);

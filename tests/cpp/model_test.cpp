@@ -64,7 +64,7 @@ class Reference {
 
   /// x W^T + bias, with x in int8 per group of the weight where the mode says so.
   Matrix product(const std::string& prefix, int n, int k, const Matrix& x, bool body) const {
-    const CanonicalWeight w = format_of(checkpoint_, prefix).read(checkpoint_, prefix, n, k);
+    const CanonicalWeight w = read_weight(checkpoint_, prefix, n, k);
     std::vector<double> values(size_t(n) * k), bias(n, 0.0);
     for (int i = 0; i < n; ++i)
       for (int j = 0; j < k; ++j) values[size_t(i) * k + j] = w.at(i, j);
@@ -342,8 +342,8 @@ TEST(TinyModel, QuantizedCheckpointsHoldTheWeightsTheyWereMadeFrom) {
       const bool down = std::string_view(prefix).ends_with("down_proj");
       const int n = down ? spec.width : spec.kv_heads * spec.head_dim;
       const int k = down ? spec.ffn : spec.width;
-      const auto a = format_of(source, prefix).read(source, prefix, n, k).dequantize();
-      const auto b = format_of(quantized, prefix).read(quantized, prefix, n, k);
+      const auto a = read_weight(source, prefix, n, k).dequantize();
+      const auto b = read_weight(quantized, prefix, n, k);
       EXPECT_EQ(std::string(b.desc.name),
                 spec.format == "bf16" ? "dense" : spec.format.substr(0, spec.format.find(':')));
       double error = 0, total = 0;

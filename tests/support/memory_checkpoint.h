@@ -34,12 +34,14 @@ class MemoryCheckpoint : public Checkpoint {
     const auto it = tensors_.find(name);
     return it == tensors_.end() ? nullptr : &it->second.info;
   }
-  void read(std::string_view name, std::span<std::byte> out) const override {
+  void read_slice(std::string_view name, const Slice& slice,
+                  std::span<std::byte> out) const override {
     const auto it = tensors_.find(name);
     check(it != tensors_.end(), Code::model_format, where_, ": there is no tensor ", name);
-    check(out.size() == it->second.bytes.size(), Code::internal, where_, ": tensor ", name, " has ",
-          it->second.bytes.size(), " bytes, ", out.size(), " were asked for");
-    if (!out.empty()) std::memcpy(out.data(), it->second.bytes.data(), out.size());
+    check_slice(name, it->second.info, slice, out.size());
+    for (size_t i = 0; i < slice.runs && slice.bytes; ++i)
+      std::memcpy(out.data() + i * slice.bytes,
+                  it->second.bytes.data() + slice.offset + i * slice.stride, slice.bytes);
   }
 
   /// Adds or replaces a tensor; `dtype` as safetensors spells it.

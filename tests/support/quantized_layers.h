@@ -32,7 +32,7 @@ inline std::vector<uint16_t> random_scales(size_t n, DType type, unsigned seed) 
 
 inline CanonicalWeight read(const MemoryCheckpoint& c, const std::string& prefix = kLayer,
                             int n = kN, int k = kK) {
-  return format_of(c, prefix).read(c, prefix, n, k);
+  return read_weight(c, prefix, n, k);
 }
 
 inline Json gptq_config(bool v2 = false) {

@@ -52,7 +52,7 @@ CpuBackend::~CpuBackend() = default;
 
 std::string CpuBackend::name() const { return std::string("cpu/") + kernels_.isa; }
 
-void* CpuBackend::allocate(size_t bytes) { return allocate_host(bytes); }
+void* CpuBackend::allocate(size_t bytes) { return allocate_host(bytes, pool_); }
 void CpuBackend::release(void* memory, size_t bytes) noexcept { release_host(memory, bytes); }
 
 void CpuBackend::upload(void* to, const void* host_from, size_t bytes) {

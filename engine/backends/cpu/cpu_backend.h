@@ -21,6 +21,7 @@ class CpuBackend : public Backend {
 
   void* allocate(size_t bytes) override;
   void release(void* memory, size_t bytes) noexcept override;
+  bool on_host() const override { return true; }
   void upload(void* to, const void* host_from, size_t bytes) override;
   void read(void* host_to, const void* from, size_t bytes) override;
   void wait() override;

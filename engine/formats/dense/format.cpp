@@ -1,12 +1,16 @@
 // bf16 and f16 weights as they are; f32 checkpoints are rounded to bf16.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <span>
+#include <string>
+#include <utility>
 
 #include "core/error.h"
+#include "formats/cpu_tiling.h"
 #include "formats/dense/layout.h"
 #include "formats/linear.h"
 #include "formats/quantization.h"
-#include "formats/tiles.h"
 
 namespace stepladder {
 namespace {
@@ -17,30 +21,57 @@ bool recognises(const Checkpoint& c, const std::string& prefix) {
   return storage_of(c, prefix).method == Storage::Method::none;
 }
 
-void check_finite(const Checkpoint& c, const std::string& name, const CanonicalWeight& w) {
-  for (size_t i = 0; i < w.dense.size(); ++i)
-    check(std::isfinite(from_16(w.desc.code, w.dense[i])), Code::model_format,
-          tensor_place(c, name), ": element ", i,
-          " is not a finite number; the file is damaged or does not fit its 16-bit type");
+/// Whether any of n 16-bit codes is infinite or NaN.
+bool any_not_finite(DType type, const uint16_t* codes, size_t n) {
+  const int16_t exponent = type == DType::bf16 ? 0x7f80 : 0x7c00;
+  int16_t most = 0;
+  for (size_t i = 0; i < n; ++i)
+    most = std::max(most, static_cast<int16_t>(static_cast<int16_t>(codes[i]) & exponent));
+  return most == exponent;
 }
 
-CanonicalWeight read(const Checkpoint& c, const std::string& prefix, int n, int k) {
+class DenseReader final : public WeightReader {
+ public:
+  DenseReader(const Checkpoint& c, std::string name, int n, int k, DType as)
+      : WeightReader(describe(as), n, k), checkpoint_(c), name_(std::move(name)) {
+    const int64_t shape[] = {n, k};
+    stored_ = float_type(c.need(name_, "", shape));
+  }
+
+  WeightRows read(int first, int count, RowMemory& memory) const override {
+    const size_t at = size_t(first) * k(), size = size_t(count) * k();
+    const DType type = desc().code;
+    auto* codes = memory.codes.take<uint16_t>(size);
+    if (stored_ == type) {
+      const std::span out(codes, size);
+      checkpoint_.read_slice(name_, {at * 2, size * 2}, std::as_writable_bytes(out));
+    } else {
+      const float* values =
+          read_floats(checkpoint_, name_, {at, size}, memory.stored, memory.values);
+      for (size_t i = 0; i < size; ++i) codes[i] = to_16(type, values[i]);
+    }
+    if (any_not_finite(type, codes, size))
+      for (size_t i = 0; i < size; ++i)
+        check(std::isfinite(from_16(type, codes[i])), Code::model_format,
+              tensor_place(checkpoint_, name_), ": element ", at + i,
+              " is not a finite number; the file is damaged or does not fit its 16-bit type");
+    WeightRows out{desc(), n(), k(), first, count};
+    out.codes = reinterpret_cast<const std::byte*>(codes);
+    return out;
+  }
+
+ private:
+  const Checkpoint& checkpoint_;
+  std::string name_;
+  DType stored_;
+};
+
+std::unique_ptr<WeightReader> open(const Checkpoint& c, const std::string& prefix, int n, int k) {
   constexpr const char* kForeign[] = {"qweight", "weight_packed", "weight_scale", "qzeros",
                                       "scales"};
   check_absent(c, prefix, kForeign, {});
   const std::string name = prefix + ".weight";
-  const TensorInfo& info = c.need(name);
-  const int64_t shape[] = {n, k};
-  CanonicalWeight w{describe(info.dtype == "F16" ? DType::f16 : DType::bf16), n, k};
-  if (info.dtype == "BF16" || info.dtype == "F16") {
-    w.dense = c.load<uint16_t>(name, info.dtype, shape);
-  } else {
-    const auto values = c.load_floats(name, shape);
-    w.dense.resize(values.size());
-    for (size_t i = 0; i < values.size(); ++i) w.dense[i] = to_bf16(values[i]);
-  }
-  check_finite(c, name, w);
-  return w;
+  return open_dense(c, name, n, k, c.need(name).dtype == "F16" ? DType::f16 : DType::bf16);
 }
 
 CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
@@ -61,7 +92,12 @@ constexpr Act kActs[] = {Act::a16};
 }  // namespace
 
 namespace format {
-extern const WeightFormat dense{"dense", kActs, recognises, read, cast};
+extern const WeightFormat dense{"dense", kActs, recognises, open, cast};
+}
+
+std::unique_ptr<WeightReader> open_dense(const Checkpoint& c, const std::string& name, int n, int k,
+                                         DType as) {
+  return std::make_unique<DenseReader>(c, name, n, k, as);
 }
 
 namespace dense {
@@ -72,18 +108,21 @@ size_t packed_bytes(const FormatDesc&, int n, int k) {
   return tiles::count(n) * tiles::dense_tile(k);
 }
 
-void pack(const CanonicalWeight& w, std::byte* out) {
-  std::memset(out, 0, packed_bytes(w.desc, w.n, w.k));
-  auto* codes = reinterpret_cast<uint16_t*>(out);
-  for (int n = 0; n < w.n; ++n) {
-    uint16_t* tile = codes + size_t(n / tiles::kRows) * w.k * tiles::kRows;
-    const int r = n % tiles::kRows, strip = r / tiles::kStrip, lane = r % tiles::kStrip;
-    const uint16_t* row = w.dense.data() + size_t(n) * w.k;
-    for (int k = 0; k < w.k; ++k) {
-      uint16_t* step = tile + size_t(k / 2) * 64 + strip * 32;
-      step[w.desc.code == DType::bf16 ? lane * 2 + k % 2 : k % 2 * tiles::kStrip + lane] = row[k];
+void pack(const WeightRows& w, std::byte* out) {
+  const bool pairs = w.desc.code == DType::bf16;
+  tiles::each_step(w, [&](int tile, int step, int lane, const uint32_t* words, int count) {
+    std::byte* at = out + tile * tiles::dense_tile(w.k) + size_t(step) * 128;
+    if (pairs) {
+      tiles::stream(at + lane * 4, words, size_t(count) * 4);
+      return;
     }
-  }
+    auto* codes = reinterpret_cast<uint16_t*>(at);
+    for (int i = 0; i < count; ++i) {
+      const int r = lane + i, strip = r / tiles::kStrip, in_strip = r % tiles::kStrip;
+      codes[strip * 32 + in_strip] = static_cast<uint16_t>(words[i]);
+      codes[strip * 32 + tiles::kStrip + in_strip] = static_cast<uint16_t>(words[i] >> 16);
+    }
+  });
 }
 
 }  // namespace dense

@@ -2,12 +2,15 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <span>
+#include <string>
 
 #include "core/error.h"
+#include "formats/cpu_tiling.h"
 #include "formats/linear.h"
 #include "formats/mxfp4/layout.h"
 #include "formats/quantization.h"
-#include "formats/tiles.h"
+#include "formats/rounding.h"
 
 namespace stepladder {
 namespace {
@@ -21,39 +24,57 @@ bool recognises(const Checkpoint& c, const std::string& prefix) {
          !s.integer && s.bits == 4 && s.group == kGroup && s.act == Act::a16;
 }
 
-CanonicalWeight read(const Checkpoint& c, const std::string& prefix, int n, int k) {
-  const Storage storage = storage_of(c, prefix);
+class Reader final : public WeightReader {
+ public:
+  Reader(const Checkpoint& c, const std::string& prefix, int n, int k)
+      : WeightReader(kDesc, n, k),
+        checkpoint_(c),
+        prefix_(prefix),
+        codes_(prefix + ".weight_packed"),
+        scales_(prefix + ".weight_scale") {
+    const int64_t packed_shape[] = {n, k / 2}, scale_shape[] = {n, k / kGroup};
+    c.need(codes_, "U8", packed_shape);
+    c.need(scales_, "U8", scale_shape);
+  }
+
+  WeightRows read(int first, int count, RowMemory& memory) const override {
+    const size_t row = size_t(k()) / 2, groups = size_t(k()) / kGroup;
+    auto* codes = memory.codes.take<std::byte>(row * count);
+    checkpoint_.read_slice(codes_, {row * first, row * count}, {codes, row * count});
+    auto* exponents = memory.stored_scales.take<uint8_t>(groups * count);
+    checkpoint_.read_slice(scales_, {groups * first, groups * count},
+                           std::as_writable_bytes(std::span(exponents, groups * count)));
+    float* scales = memory.scales.take<float>(groups * count);
+    for (size_t i = 0; i < groups * count; ++i) {
+      check(exponents[i] != 255, Code::model_format, tensor_place(checkpoint_, scales_), ": scale ",
+            groups * first + i, " is NaN (E8M0 255); the file is damaged or was badly quantized");
+      scales[i] = from_e8m0(exponents[i]);
+    }
+    if (first == 0) check_compressed_companions(checkpoint_, prefix_, n(), k());
+    WeightRows out{desc(), n(), k(), first, count};
+    out.codes = codes, out.scales = scales;
+    return out;
+  }
+
+ private:
+  const Checkpoint& checkpoint_;
+  std::string prefix_, codes_, scales_;
+};
+
+std::unique_ptr<WeightReader> open(const Checkpoint& c, const std::string& prefix, int n, int k) {
   constexpr const char* kForeign[] = {"weight", "qweight", "qzeros", "scales",
                                       "weight_global_scale"};
-  check_absent(c, prefix, kForeign, storage);
+  check_absent(c, prefix, kForeign, storage_of(c, prefix));
   check_group(c, prefix, k, kGroup);
-  const int64_t packed_shape[] = {n, k / 2}, scale_shape[] = {n, k / kGroup};
-  CanonicalWeight w{kDesc, n, k};
-  const auto packed = c.load<uint8_t>(prefix + ".weight_packed", "U8", packed_shape);
-  w.codes.resize(size_t(n) * k);
-  for (size_t i = 0; i < w.codes.size(); ++i)
-    w.codes[i] = static_cast<int8_t>(packed[i / 2] >> (i % 2 * 4) & 15);
-  const std::string scales = prefix + ".weight_scale";
-  const auto exponents = c.load<uint8_t>(scales, "U8", scale_shape);
-  w.scales.resize(exponents.size());
-  for (size_t i = 0; i < exponents.size(); ++i) {
-    check(exponents[i] != 255, Code::model_format, tensor_place(c, scales), ": scale ", i,
-          " is NaN (E8M0 255); the file is damaged or was badly quantized");
-    w.scales[i] = from_e8m0(exponents[i]);
-  }
-  check_compressed_companions(c, prefix, n, k);
-  return w;
+  return std::make_unique<Reader>(c, prefix, n, k);
 }
 
 /// The E2M1 code nearest to `x`, ties to the even code, saturating at 6.
 int8_t code_of(float x) {
-  constexpr float kBorders[] = {.25f, .75f, 1.25f, 1.75f,
-                                2.5f, 3.5f, 5.f};  // between codes i and i + 1
-  const float magnitude = std::fabs(x);
-  int code = 0;
-  for (int i = 0; i < 7; ++i)
-    if (magnitude > kBorders[i] || (magnitude == kBorders[i] && i % 2 == 1)) code = i + 1;
-  return static_cast<int8_t>(code && x < 0 ? code | 8 : code);
+  const float m = std::fabs(x);
+  const int code =
+      (m > .25f) + (m >= .75f) + (m > 1.25f) + (m >= 1.75f) + (m > 2.5f) + (m >= 3.5f) + (m > 5.f);
+  return static_cast<int8_t>(code | ((code != 0) & (x < 0)) << 3);
 }
 
 /// The group's largest magnitude, rounded to one bit of mantissa, takes the top exponent: it clips
@@ -66,12 +87,10 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
   w.scales.resize(size_t(n) * (k / kGroup));
   for (size_t g = 0; g < w.scales.size(); ++g) {
     const float* from = values.data() + g * kGroup;
-    float amax = 0;
-    for (int i = 0; i < kGroup; ++i) {
-      check(std::isfinite(from[i]), Code::invalid_argument, "cast to mxfp4: value ", g * kGroup + i,
-            " is not finite");
-      amax = std::max(amax, std::fabs(from[i]));
-    }
+    const float amax = largest_magnitude(from, kGroup);
+    check(std::isfinite(amax), Code::invalid_argument, "cast to mxfp4: value ",
+          g * kGroup + (std::isfinite(amax) ? 0 : first_not_finite(from, kGroup)),
+          " is not finite");
     int exponent = 0;  // of a group of zeros: scale 1
     if (amax > 0) {
       int e;
@@ -79,8 +98,10 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
       exponent = std::clamp((mantissa >= .875f ? e : e - 1) - 2, -127, 127);
     }
     w.scales[g] = std::ldexp(1.0f, exponent);
-    for (int i = 0; i < kGroup; ++i)
-      w.codes[g * kGroup + i] = code_of(static_cast<float>(std::ldexp(double{from[i]}, -exponent)));
+    // Exact, but for what becomes subnormal and is 0 as a code.
+    const float inverse = std::ldexp(1.0f, -exponent);
+    int8_t* to = w.codes.data() + g * kGroup;
+    for (int i = 0; i < kGroup; ++i) to[i] = code_of(from[i] * inverse);
   }
   return w;
 }
@@ -90,7 +111,7 @@ constexpr Act kActs[] = {Act::a16};
 }  // namespace
 
 namespace format {
-extern const WeightFormat mxfp4{"mxfp4", kActs, recognises, read, cast};
+extern const WeightFormat mxfp4{"mxfp4", kActs, recognises, open, cast};
 }
 
 namespace mxfp4 {
@@ -103,24 +124,20 @@ size_t packed_bytes(const FormatDesc&, int n, int k) {
   return tiles::count(n) * tiles::mxfp4_tile(k);
 }
 
-void pack(const CanonicalWeight& w, std::byte* out) {
-  const int groups = w.k / kGroup;
-  std::memset(out, 0, packed_bytes(w.desc, w.n, w.k));
-  for (int n = 0; n < w.n; ++n) {
-    std::byte* tile = out + size_t(n / tiles::kRows) * tiles::mxfp4_tile(w.k);
-    const int r = n % tiles::kRows;
-    for (int g = 0; g < groups; ++g) {
-      std::byte* pair = tile + size_t(g / 2) * (64 + 2 * kGroup * 16);
-      pair[g % 2 * 32 + r] =
-          static_cast<std::byte>(std::ilogb(w.scales[size_t(n) * groups + g]) + 127);
-      std::byte* codes = pair + 64 + g % 2 * kGroup * 16;
-      const int8_t* from = w.codes.data() + size_t(n) * w.k + size_t(g) * kGroup;
-      for (int i = 0; i < kGroup; ++i) {
-        const tiles::Nibble p = tiles::nibble(r, i % 8);
-        codes[size_t(i / 8) * 128 + p.byte] |= static_cast<std::byte>(from[i] << (p.high ? 4 : 0));
-      }
-    }
-  }
+void pack(const WeightRows& w, std::byte* out) {
+  const size_t tile_bytes = tiles::mxfp4_tile(w.k);
+  constexpr size_t kPair = 64 + 2 * kGroup * 16;
+  constexpr int kSteps = kGroup / 8;
+  tiles::each_scale(w, [&](int tile, size_t g, int lane, const float* scales, int count) {
+    uint8_t codes[tiles::kRows];
+    for (int r = 0; r < count; ++r) codes[r] = to_e8m0(scales[r]);
+    std::memcpy(out + tile * tile_bytes + g / 2 * kPair + g % 2 * 32 + lane, codes, size_t(count));
+  });
+  tiles::each_step(w, [&](int tile, int step, int lane, const uint32_t* words, int count) {
+    const int g = step / kSteps;
+    std::byte* codes = out + tile * tile_bytes + g / 2 * kPair + 64 + g % 2 * kGroup * 16;
+    tiles::put_words(codes + step % kSteps * 128 + lane * 4, words, count, tiles::even_then_odd);
+  });
 }
 
 }  // namespace mxfp4

@@ -7,6 +7,6 @@ namespace stepladder::mxfp4 {
 
 bool supports(const FormatDesc&, int n, int k);
 size_t packed_bytes(const FormatDesc&, int n, int k);
-void pack(const CanonicalWeight&, std::byte* out);
+void pack(const WeightRows&, std::byte* out);
 
 }  // namespace stepladder::mxfp4

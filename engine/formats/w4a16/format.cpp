@@ -4,11 +4,14 @@
 #include <cfloat>
 #include <cmath>
 #include <cstring>
+#include <span>
+#include <string>
 
 #include "core/error.h"
+#include "formats/cpu_tiling.h"
 #include "formats/linear.h"
 #include "formats/quantization.h"
-#include "formats/tiles.h"
+#include "formats/rounding.h"
 #include "formats/w4a16/layout.h"
 
 namespace stepladder {
@@ -40,53 +43,114 @@ void check_zeros(const Checkpoint& c, const std::string& name, int n, int groups
   }
 }
 
-CanonicalWeight read_gptq(const Checkpoint& c, const std::string& prefix, int n, int k,
-                          const Storage& s) {
-  constexpr const char* kForeign[] = {"weight", "weight_packed", "weight_scale"};
-  check_absent(c, prefix, kForeign, s);
-  check(n % 8 == 0, Code::unsupported, c.where(), ": ", prefix,
-        ": GPTQ packs 8 outputs, but there are ", n);
-  const int groups = k / s.group;
-  const int64_t packed_shape[] = {k / 8, n}, scale_shape[] = {groups, n};
-  CanonicalWeight w{{"w4a16", DType::i4, s.group, true, DType::f16}, n, k};
-  const auto packed = c.load<uint32_t>(prefix + ".qweight", "I32", packed_shape);
-  w.codes.resize(size_t(n) * k);
-  for (int i = 0; i < k; ++i)
-    for (int r = 0; r < n; ++r)
-      w.codes[size_t(r) * k + i] = static_cast<int8_t>(
-          static_cast<int>(packed[size_t(i / 8) * n + r] >> (i % 8 * 4) & 15) - 8);
-  const auto scales = load_scales(c, prefix + ".scales", scale_shape, w.desc.scale);
-  check_scales(c, prefix + ".scales", scales, true);
-  w.scales.resize(scales.size());
-  for (int g = 0; g < groups; ++g)
-    for (int r = 0; r < n; ++r) w.scales[size_t(r) * groups + g] = scales[size_t(g) * n + r];
-  check_zeros(c, prefix + ".qzeros", n, groups, s.gptq_v2);
-  check_trivial_order(c, prefix + ".g_idx", k, s.group, s.reordered);
-  return w;
-}
+/// qweight holds words [k / 8][n] and the scales are [groups][n]: a few outputs are spread over all
+/// of both.
+class GptqReader final : public WeightReader {
+ public:
+  GptqReader(const Checkpoint& c, const std::string& prefix, int n, int k, const Storage& s)
+      : WeightReader(describe(c, prefix, n, k, s), n, k),
+        checkpoint_(c),
+        codes_(prefix + ".qweight"),
+        scales_(prefix + ".scales"),
+        zeros_(prefix + ".qzeros"),
+        order_(prefix + ".g_idx"),
+        v2_(s.gptq_v2),
+        reordered_(s.reordered) {
+    const int64_t zeros_shape[] = {k / s.group, n / 8};
+    c.need(zeros_, "I32", zeros_shape);
+  }
 
-CanonicalWeight read_compressed(const Checkpoint& c, const std::string& prefix, int n, int k,
-                                const Storage& s) {
-  constexpr const char* kForeign[] = {"weight", "qweight", "qzeros", "scales"};
-  check_absent(c, prefix, kForeign, s);
-  const int64_t packed_shape[] = {n, k / 8}, scale_shape[] = {n, k / s.group};
-  CanonicalWeight w{{"w4a16", DType::i4, s.group, true, DType::bf16}, n, k};
-  const auto packed = c.load<uint32_t>(prefix + ".weight_packed", "I32", packed_shape);
-  w.codes.resize(size_t(n) * k);
-  for (size_t i = 0; i < w.codes.size(); ++i)
-    w.codes[i] = static_cast<int8_t>(static_cast<int>(packed[i / 8] >> (i % 8 * 4) & 15) - 8);
-  w.scales = load_scales(c, prefix + ".weight_scale", scale_shape, w.desc.scale);
-  check_scales(c, prefix + ".weight_scale", w.scales, true);
-  check_compressed_companions(c, prefix, n, k);
-  check_trivial_order(c, prefix + ".weight_g_idx", k, s.group, s.reordered);
-  return w;
-}
+  int least_rows() const override { return 256; }
 
-CanonicalWeight read(const Checkpoint& c, const std::string& prefix, int n, int k) {
+  WeightRows read(int first, int count, RowMemory& memory) const override {
+    const size_t words = size_t(k()) / 8 * count, all = n();
+    auto* codes = memory.codes.take<uint32_t>(words);
+    checkpoint_.read_slice(codes_, {size_t(first) * 4, size_t(count) * 4, size_t(k()) / 8, all * 4},
+                           std::as_writable_bytes(std::span(codes, words)));
+    const size_t groups = desc().groups(k()), some = count;
+    const float* by_group = read_floats(checkpoint_, scales_, {size_t(first), some, groups, all},
+                                        memory.stored_scales, memory.values);
+    float* scales = memory.scales.take<float>(groups * some);
+    for (size_t g = 0; g < groups; ++g) {
+      check_scales(checkpoint_, scales_, g * all + first, {by_group + g * some, some}, true);
+      for (size_t r = 0; r < some; ++r) scales[r * groups + g] = by_group[g * some + r];
+    }
+    if (first == 0) {
+      check_zeros(checkpoint_, zeros_, n(), static_cast<int>(groups), v2_);
+      check_trivial_order(checkpoint_, order_, k(), desc().group, reordered_);
+    }
+    WeightRows out{desc(), n(), k(), first, count};
+    out.codes = reinterpret_cast<const std::byte*>(codes), out.words_across = true;
+    out.scales = scales;
+    return out;
+  }
+
+ private:
+  static FormatDesc describe(const Checkpoint& c, const std::string& prefix, int n, int k,
+                             const Storage& s) {
+    constexpr const char* kForeign[] = {"weight", "weight_packed", "weight_scale"};
+    check_absent(c, prefix, kForeign, s);
+    check(n % 8 == 0, Code::unsupported, c.where(), ": ", prefix,
+          ": GPTQ packs 8 outputs, but there are ", n);
+    const int64_t packed_shape[] = {k / 8, n}, scale_shape[] = {k / s.group, n};
+    c.need(prefix + ".qweight", "I32", packed_shape);
+    return {"w4a16", DType::i4, s.group, true,
+            float_type(c.need(prefix + ".scales", "", scale_shape))};
+  }
+
+  const Checkpoint& checkpoint_;
+  std::string codes_, scales_, zeros_, order_;
+  bool v2_, reordered_;
+};
+
+/// weight_packed holds words [n][k / 8], and the scales are [n][groups].
+class PackedReader final : public WeightReader {
+ public:
+  PackedReader(const Checkpoint& c, const std::string& prefix, int n, int k, const Storage& s)
+      : WeightReader(describe(c, prefix, n, k, s), n, k),
+        checkpoint_(c),
+        prefix_(prefix),
+        codes_(prefix + ".weight_packed"),
+        scales_(prefix + ".weight_scale"),
+        reordered_(s.reordered) {}
+
+  WeightRows read(int first, int count, RowMemory& memory) const override {
+    const size_t row = size_t(k()) / 2, groups = desc().groups(k());
+    auto* codes = memory.codes.take<std::byte>(row * count);
+    checkpoint_.read_slice(codes_, {row * first, row * count}, {codes, row * count});
+    const float* scales = read_floats(checkpoint_, scales_, {groups * first, groups * count},
+                                      memory.stored_scales, memory.scales);
+    check_scales(checkpoint_, scales_, groups * first, {scales, groups * count}, true);
+    if (first == 0) {
+      check_compressed_companions(checkpoint_, prefix_, n(), k());
+      check_trivial_order(checkpoint_, prefix_ + ".weight_g_idx", k(), desc().group, reordered_);
+    }
+    WeightRows out{desc(), n(), k(), first, count};
+    out.codes = codes, out.scales = scales;
+    return out;
+  }
+
+ private:
+  static FormatDesc describe(const Checkpoint& c, const std::string& prefix, int n, int k,
+                             const Storage& s) {
+    constexpr const char* kForeign[] = {"weight", "qweight", "qzeros", "scales"};
+    check_absent(c, prefix, kForeign, s);
+    const int64_t packed_shape[] = {n, k / 8}, scale_shape[] = {n, k / s.group};
+    c.need(prefix + ".weight_packed", "I32", packed_shape);
+    return {"w4a16", DType::i4, s.group, true,
+            float_type(c.need(prefix + ".weight_scale", "", scale_shape))};
+  }
+
+  const Checkpoint& checkpoint_;
+  std::string prefix_, codes_, scales_;
+  bool reordered_;
+};
+
+std::unique_ptr<WeightReader> open(const Checkpoint& c, const std::string& prefix, int n, int k) {
   const Storage s = storage_of(c, prefix);
   check_group(c, prefix, k, s.group);
-  return s.method == Storage::Method::gptq ? read_gptq(c, prefix, n, k, s)
-                                           : read_compressed(c, prefix, n, k, s);
+  if (s.method == Storage::Method::gptq) return std::make_unique<GptqReader>(c, prefix, n, k, s);
+  return std::make_unique<PackedReader>(c, prefix, n, k, s);
 }
 
 /// Maps the value of largest magnitude to -8, the one code without a positive twin.
@@ -100,18 +164,17 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
   for (size_t g = 0; g < w.scales.size(); ++g) {
     const float* from = values.data() + g * group;
     int8_t* to = w.codes.data() + g * group;
-    float most = 0;
-    for (int i = 0; i < group; ++i) {
-      check(std::isfinite(from[i]), Code::invalid_argument, "cast to w4a16: value ", g * group + i,
-            " is not finite");
-      if (std::fabs(from[i]) > std::fabs(most)) most = from[i];
-    }
+    const float amax = largest_magnitude(from, group);
+    check(std::isfinite(amax), Code::invalid_argument, "cast to w4a16: value ",
+          g * group + (std::isfinite(amax) ? 0 : first_not_finite(from, group)), " is not finite");
+    const float most =
+        *std::find_if(from, from + group, [&](float x) { return std::fabs(x) == amax; });
     // The codes are found with the scale as it will be read back.
     float scale = from_bf16(to_bf16(most / -8.0f));
     if (std::fabs(scale) < FLT_MIN) scale = 1.0f;
     w.scales[g] = scale;
     for (int i = 0; i < group; ++i)
-      to[i] = static_cast<int8_t>(std::clamp(std::nearbyint(from[i] / scale), -8.0f, 7.0f));
+      to[i] = static_cast<int8_t>(std::clamp(to_integer(from[i] / scale), -8.0f, 7.0f));
   }
   return w;
 }
@@ -121,7 +184,7 @@ constexpr Act kActs[] = {Act::a16, Act::a8};
 }  // namespace
 
 namespace format {
-extern const WeightFormat w4a16{"w4a16", kActs, recognises, read, cast};
+extern const WeightFormat w4a16{"w4a16", kActs, recognises, open, cast};
 }
 
 namespace w4a16 {
@@ -134,31 +197,25 @@ size_t packed_bytes(const FormatDesc& d, int n, int k) {
   return tiles::count(n) * tiles::w4_tile(k, d.group, d.scale);
 }
 
-void pack(const CanonicalWeight& w, std::byte* out) {
+void pack(const WeightRows& w, std::byte* out) {
   const FormatDesc& d = w.desc;
-  const int groups = w.k / d.group;
-  const size_t scale_bytes = tiles::w4_scales(d.scale),
+  const size_t groups = w.k / d.group, scale_bytes = tiles::w4_scales(d.scale),
                group_bytes = scale_bytes + size_t(d.group) * 16;
-  std::memset(out, 0, packed_bytes(d, w.n, w.k));
-  for (int n = 0; n < w.n; ++n) {
-    const int r = n % tiles::kRows;
-    for (int g = 0; g < groups; ++g) {
-      std::byte* at = out + (size_t(n / tiles::kRows) * groups + g) * group_bytes;
-      const float scale = w.scales[size_t(n) * groups + g];
-      if (d.scale == DType::f32) {
-        std::memcpy(at + r * 4, &scale, 4);
-      } else {
-        const uint16_t code = to_16(d.scale, scale);
-        std::memcpy(at + r * 2, &code, 2);
-      }
-      const int8_t* codes = w.codes.data() + size_t(n) * w.k + size_t(g) * d.group;
-      for (int i = 0; i < d.group; ++i) {
-        const tiles::Nibble p = tiles::nibble(r, i % 8);
-        at[scale_bytes + size_t(i / 8) * 128 + p.byte] |=
-            static_cast<std::byte>((codes[i] + 8) << (p.high ? 4 : 0));
-      }
+  tiles::each_scale(w, [&](int tile, size_t g, int lane, const float* scales, int count) {
+    std::byte* at = out + (tile * groups + g) * group_bytes;
+    if (d.scale == DType::f32) {
+      tiles::stream(at + lane * 4, scales, size_t(count) * 4);
+    } else {
+      uint16_t codes[tiles::kRows];
+      for (int r = 0; r < count; ++r) codes[r] = to_16(d.scale, scales[r]);
+      tiles::stream(at + lane * 2, codes, size_t(count) * 2);
     }
-  }
+  });
+  const int steps = d.group / 8;
+  tiles::each_step(w, [&](int tile, int step, int lane, const uint32_t* words, int count) {
+    std::byte* group = out + (tile * groups + step / steps) * group_bytes + scale_bytes;
+    tiles::put_words(group + step % steps * 128 + lane * 4, words, count, tiles::even_then_odd);
+  });
 }
 
 }  // namespace w4a16

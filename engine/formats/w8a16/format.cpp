@@ -1,8 +1,8 @@
 // int8 weights with one scale per output row, multiplied with 16-bit activations.
 #include <cstring>
 
+#include "formats/cpu_tiling.h"
 #include "formats/int8_rows.h"
-#include "formats/tiles.h"
 #include "formats/w8a16/layout.h"
 
 namespace stepladder {
@@ -11,8 +11,8 @@ namespace {
 bool recognises(const Checkpoint& c, const std::string& prefix) {
   return recognises_int8(c, prefix, Act::a16);
 }
-CanonicalWeight read(const Checkpoint& c, const std::string& prefix, int n, int k) {
-  return read_int8("w8a16", c, prefix, n, k);
+std::unique_ptr<WeightReader> open(const Checkpoint& c, const std::string& prefix, int n, int k) {
+  return open_int8("w8a16", c, prefix, n, k);
 }
 CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
   return cast_int8("w8a16", values, n, k, group);
@@ -23,7 +23,7 @@ constexpr Act kActs[] = {Act::a16};
 }  // namespace
 
 namespace format {
-extern const WeightFormat w8a16{"w8a16", kActs, recognises, read, cast, "int8"};
+extern const WeightFormat w8a16{"w8a16", kActs, recognises, open, cast, "int8"};
 }
 
 namespace w8a16 {
@@ -34,29 +34,33 @@ size_t packed_bytes(const FormatDesc&, int n, int k) {
   return tiles::kHeader + tiles::count(n) * tiles::w8_tile(k);
 }
 
-void pack(const CanonicalWeight& w, std::byte* out) {
-  std::memset(out, 0, packed_bytes(w.desc, w.n, w.k));
+void pack(const WeightRows& w, std::byte* out) {
+  std::byte* const tiles = out + tiles::kHeader;
+  pack_w8_scales(w, tiles);
   bool has_min = false;
-  for (int n = 0; n < w.n; ++n) {
-    std::byte* tile = out + tiles::kHeader + size_t(n / tiles::kRows) * tiles::w8_tile(w.k);
-    const int r = n % tiles::kRows, strip = r / tiles::kStrip, lane = r % tiles::kStrip;
-    std::memcpy(tile + r * 4, &w.scales[n], 4);
-    const int8_t* row = w.codes.data() + size_t(n) * w.k;
-    for (int k = 0; k < w.k; ++k) {
+  tiles::each_step(w, [&](int tile, int step, int lane, const uint32_t* words, int count) {
+    std::byte* at = tiles + tile * tiles::w8_tile(w.k) + tiles::kChannelScales + size_t(step) * 128;
+    for (int i = 0; i < count; ++i) {
+      uint32_t signs = 0;  // sign and magnitude; -128 has none and becomes 0x80
+      for (int b = 0; b < 32; b += 8) {
+        const auto x = static_cast<int8_t>(words[i] >> b);
+        signs |= static_cast<uint32_t>(x < 0 ? 0x80 | (-x & 0x7f) : x) << b;
+        has_min |= x == -128;
+      }
       // Four rows share 16 bytes, whose halves hold the first and the second pair of k.
-      const int at = lane / 4 * 16 + k % 4 / 2 * 8 + lane % 4 * 2 + k % 2;
-      const int code = row[k] < 0 ? 0x80 | (-row[k] & 0x7f) : row[k];
-      tile[tiles::kChannelScales + size_t(k / 4) * 128 + strip * 64 + at] =
-          static_cast<std::byte>(code);
-      has_min |= row[k] == -128;
+      const int r = lane + i;
+      const uint16_t pairs[] = {static_cast<uint16_t>(signs), static_cast<uint16_t>(signs >> 16)};
+      std::memcpy(at + r / 4 * 16 + r % 4 * 2, &pairs[0], 2);
+      std::memcpy(at + r / 4 * 16 + 8 + r % 4 * 2, &pairs[1], 2);
     }
-  }
-  out[0] = static_cast<std::byte>(has_min);
+  });
+  // Other threads pack other rows.
+  if (has_min) __atomic_store_n(reinterpret_cast<uint8_t*>(out), uint8_t{1}, __ATOMIC_RELAXED);
 }
 
 size_t plain_bytes(const FormatDesc&, int n, int k) { return w8_bytes(n, k); }
 
-void pack_plain(const CanonicalWeight& w, std::byte* out) { pack_w8(w, 0, out); }
+void pack_plain(const WeightRows& w, std::byte* out) { pack_w8(w, 0, out); }
 
 }  // namespace w8a16
 }  // namespace stepladder

@@ -9,8 +9,8 @@ namespace {
 bool recognises(const Checkpoint& c, const std::string& prefix) {
   return recognises_int8(c, prefix, Act::a8);
 }
-CanonicalWeight read(const Checkpoint& c, const std::string& prefix, int n, int k) {
-  return read_int8("w8a8", c, prefix, n, k);
+std::unique_ptr<WeightReader> open(const Checkpoint& c, const std::string& prefix, int n, int k) {
+  return open_int8("w8a8", c, prefix, n, k);
 }
 CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
   return cast_int8("w8a8", values, n, k, group);
@@ -21,7 +21,7 @@ constexpr Act kActs[] = {Act::a8};
 }  // namespace
 
 namespace format {
-extern const WeightFormat w8a8{"w8a8", kActs, recognises, read, cast};
+extern const WeightFormat w8a8{"w8a8", kActs, recognises, open, cast};
 }
 
 namespace w8a8 {
@@ -30,7 +30,7 @@ bool supports(const FormatDesc&, int, int k) { return k % 4 == 0 && k <= tiles::
 
 size_t packed_bytes(const FormatDesc&, int n, int k) { return w8_bytes(n, k); }
 
-void pack(const CanonicalWeight& w, std::byte* out) { pack_w8(w, 128, out); }
+void pack(const WeightRows& w, std::byte* out) { pack_w8(w, 128, out); }
 
 }  // namespace w8a8
 }  // namespace stepladder

@@ -1,0 +1,388 @@
+// How a model is loaded. What config.json and the headers of the files say decides every size, and
+// all memory is taken. Then threads take some rows after the others, in the order of the layers,
+// read them, cast them where a copy asks for it, and pack them where they stay.
+#include <algorithm>
+#include <cmath>
+#include <deque>
+#include <mutex>
+
+#include "core/units.h"
+#include "model/weights.h"
+
+namespace stepladder {
+namespace {
+
+/// Bytes of a file that a thread reads at once: what stays in its cache until it is packed.
+constexpr size_t kUnitBytes = size_t{512} << 10;
+constexpr int kRowsTogether = 32;  // of the packed layouts' tiles
+
+size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
+
+std::string layer_prefix(int i) { return "model.layers." + std::to_string(i) + "."; }
+
+/// A small floating-point tensor of `n` values, all of them finite.
+std::vector<float> load_finite(const Checkpoint& checkpoint, const std::string& name, int n) {
+  const int64_t shape[] = {n};
+  auto values = checkpoint.load_floats(name, shape);
+  for (float x : values)
+    check(std::isfinite(x), Code::model_format, checkpoint.need(name).file, ": tensor ", name,
+          " holds a value that is not finite; the file is damaged");
+  return values;
+}
+
+/// One packed copy of a matrix.
+struct Copy {
+  const Linear* linear = nullptr;      // null: the rows as they are
+  const WeightFormat* cast = nullptr;  // null: as stored
+  std::byte* memory = nullptr;         // of the backend
+  size_t bytes = 0;
+  std::vector<std::byte> staged;  // all of it, where the host cannot write `memory`
+};
+
+/// Matrices of the checkpoint that run as one, one below the other, and what is made of them.
+struct Matrix {
+  std::string name;  // of the first
+  std::vector<std::unique_ptr<WeightReader>> parts;
+  std::vector<float> bias;  // [n] or empty
+  int n = 0, k = 0;
+  std::vector<Copy> copies;
+  size_t left = 0;  // units that are not packed yet
+};
+
+/// Rows that one thread reads at once.
+struct Unit {
+  Matrix* matrix;
+  const WeightReader* part;
+  int above;         // rows of the parts above it
+  int first, count;  // of the part
+  size_t bytes;      // that they are packed into
+};
+
+}  // namespace
+
+class ModelLoader {
+ public:
+  ModelLoader(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& config,
+              const ModelOptions& options)
+      : backend_(backend), checkpoint_(checkpoint), c_(config), options_(options) {}
+
+  static std::unique_ptr<Model> blank(const ModelConfig& config,
+                                      std::shared_ptr<const Model> shared) {
+    return std::unique_ptr<Model>(new Model(config, std::move(shared)));
+  }
+
+  /// Plans a model, which must stay, and takes its memory. `also_a8`: its layers run with int8
+  /// activations too.
+  void add(Model& model, const Cast& cast, bool also_a8) {
+    if (!model.shared_) load_shared(model);
+    open_layers();
+    copies_.clear();
+    size_t at = 0;
+    for (int i = 0; i < c_.layers; ++i) {
+      Layer& layer = model.layers_[i];
+      Linear* const linears[] = {&layer.qkv, &layer.o, &layer.gate_up, &layer.down};
+      for (int j = 0; j < 4; ++j) plan(*linears[j], *layers_[i * 4 + j], cast.cast, also_a8);
+    }
+    plan(model.head_, *head_, cast.head, false);
+    size_t total = 0;
+    for (const auto& [linear, matrix] : copies_) total += round_up(linear->bytes(), 64);
+    model.memory_ = allocate(total);
+    for (const auto& [linear, matrix] : copies_) {
+      std::byte* const memory = model.memory_.data() + at;
+      linear->place(memory);
+      matrix->copies.back().memory = memory;
+      if (!matrix->bias.empty())
+        backend_.upload(memory + linear->packed_bytes(), matrix->bias.data(),
+                        matrix->bias.size() * sizeof(float));
+      at += round_up(linear->bytes(), 64);
+    }
+    model.default_act_ = format_named(model.layers_[0].qkv.desc().name).acts[0];
+  }
+
+  /// Reads and packs everything. Throws the first error in the order of the layers, whatever the
+  /// number of threads.
+  void run() {
+    split();
+    size_t done = 0, total = 0;
+    for (const Unit& u : units_) total += u.bytes;
+    ThreadPool pool(options_.threads);
+    std::vector<RowMemory> memory(pool.threads());
+    run_units(
+        pool, units_.size(), [&](size_t i, int thread) { load(units_[i], memory[thread]); },
+        [&](size_t i) {
+          done += units_[i].bytes;
+          if (options_.progress)
+            check(options_.progress(done, total), Code::cancelled, "loading ", checkpoint_.where(),
+                  " was cancelled");
+        });
+    backend_.wait();
+  }
+
+ private:
+  Buffer allocate(size_t bytes) {
+    return {backend_.allocate(bytes), bytes,
+            [backend = &backend_](void* p, size_t n) { backend->release(p, n); }};
+  }
+
+  // ---- the plan ----------------------------------------------------------------------------
+
+  void open_layers() {
+    if (head_) return;
+    const int q = c_.heads * c_.head_dim, kv = c_.kv_heads * c_.head_dim;
+    for (int i = 0; i < c_.layers; ++i) {
+      const std::string p = layer_prefix(i), a = p + "self_attn.", m = p + "mlp.";
+      layers_.push_back(
+          &open({a + "q_proj", a + "k_proj", a + "v_proj"}, {q, kv, kv}, c_.width, c_.qkv_bias));
+      layers_.push_back(&open({a + "o_proj"}, {c_.width}, q, c_.o_bias));
+      layers_.push_back(
+          &open({m + "gate_proj", m + "up_proj"}, {c_.ffn, c_.ffn}, c_.width, c_.mlp_bias));
+      layers_.push_back(&open({m + "down_proj"}, {c_.width}, c_.ffn, c_.mlp_bias));
+    }
+    head_ = &open_head();
+  }
+
+  Matrix& open(const std::vector<std::string>& prefixes, const std::vector<int>& n, int k,
+               bool biased) {
+    Matrix& m = matrices_.emplace_back();
+    m.name = prefixes[0], m.k = k;
+    for (size_t i = 0; i < prefixes.size(); ++i) {
+      m.parts.push_back(
+          format_of(checkpoint_, prefixes[i]).open(checkpoint_, prefixes[i], n[i], k));
+      const FormatDesc &first = m.parts[0]->desc(), &desc = m.parts[i]->desc();
+      check(first.code == desc.code && first.group == desc.group && first.scale == desc.scale &&
+                std::string_view(first.name) == desc.name,
+            Code::unsupported, checkpoint_.where(), ": ", prefixes[0], " and ", prefixes[i],
+            " are stored in different formats; layers that run fused must share one");
+      load_bias(m, prefixes[i] + ".bias", n[i], biased);
+      m.n += n[i];
+    }
+    return m;
+  }
+
+  /// A tied head in the model's own type is the embedding, read once for both.
+  Matrix& open_head() {
+    const std::string prefix = c_.tied_head ? "model.embed_tokens" : "lm_head";
+    const WeightFormat& format = format_of(checkpoint_, prefix);
+    if (embedding_ && c_.tied_head && std::string_view(format.name) == "dense" &&
+        format.open(checkpoint_, prefix, c_.vocab, c_.width)->desc().code == c_.dtype) {
+      load_bias(*embedding_, prefix + ".bias", c_.vocab, false);
+      return *embedding_;
+    }
+    return open({prefix}, {c_.vocab}, c_.width, false);
+  }
+
+  void load_bias(Matrix& m, const std::string& name, int n, bool wanted) const {
+    if (wanted) {
+      const auto values = load_finite(checkpoint_, name, n);
+      m.bias.insert(m.bias.end(), values.begin(), values.end());
+    } else if (checkpoint_.find(name)) {
+      // A quantizer may write all-zero biases that the model does not have; anything else is a lie.
+      const auto values = load_finite(checkpoint_, name, n);
+      check(std::all_of(values.begin(), values.end(), [](float x) { return x == 0; }),
+            Code::model_format, checkpoint_.where(), ": tensor ", name, " is not zero, but ",
+            c_.architecture, " with this config.json has no bias there");
+    }
+  }
+
+  /// One more copy of the matrix, which `linear` runs.
+  void plan(Linear& linear, Matrix& m, const std::string& cast, bool also_a8) {
+    FormatDesc desc = m.parts[0]->desc();
+    Copy copy;
+    if (!cast.empty() && cast != desc.name) {
+      copy.cast = &format_named(cast);
+      desc = cast_desc(*copy.cast, m.k);
+    }
+    const auto& can = format_named(desc.name).acts;
+    std::vector<Act> acts = {can[0]};
+    if (also_a8 && acts[0] != Act::a8) {
+      check(std::find(can.begin(), can.end(), Act::a8) != can.end(), Code::unsupported,
+            "switch:a8: ", m.name, " is stored as ", desc.name,
+            ", which has no int8-activation mode; it needs w4a16 weights (stepladder quantize "
+            "--format w4a16)");
+      acts.push_back(Act::a8);
+    }
+    linear = Linear(backend_, desc, m.n, m.k, !m.bias.empty(), acts, options_.generic);
+    copy.linear = &linear, copy.bytes = linear.packed_bytes();
+    m.copies.push_back(std::move(copy));
+    copies_.emplace_back(&linear, &m);
+  }
+
+  /// The embedding, norms and rope table.
+  void load_shared(Model& model) {
+    const int half = c_.head_dim / 2, positions = options_.positions;
+    const size_t norms =
+        static_cast<size_t>(c_.layers) * (2 * c_.width + (c_.qk_norm ? 2 * c_.head_dim : 0)) +
+        c_.width;
+    const size_t table = size_t(c_.vocab) * c_.width * 2;
+    const size_t total = round_up(table, 64) + norms * 4 + (4 * c_.layers + 1) * 64 +
+                         size_t(positions) * half * 8 + 128;
+    embedding_ = &matrices_.emplace_back();
+    embedding_->name = "model.embed_tokens", embedding_->n = c_.vocab, embedding_->k = c_.width;
+    embedding_->parts.push_back(
+        open_dense(checkpoint_, "model.embed_tokens.weight", c_.vocab, c_.width, c_.dtype));
+    model.shared_memory_ = allocate(total);
+    Arena arena(model.shared_memory_.data(), total);
+    model.embedding_ = arena.take_tensor(c_.dtype, c_.vocab, c_.width);
+    Copy copy;
+    copy.memory = static_cast<std::byte*>(model.embedding_.data), copy.bytes = table;
+    embedding_->copies.push_back(std::move(copy));
+
+    const auto norm = [&](const std::string& name, int width) {
+      const auto values = load_finite(checkpoint_, name, width);
+      float* out = arena.take_array<float>(width);
+      backend_.upload(out, values.data(), values.size() * 4);
+      return out;
+    };
+    for (int i = 0; i < c_.layers; ++i) {
+      const std::string p = layer_prefix(i);
+      Layer& layer = model.layers_[i];
+      layer.attention_norm = norm(p + "input_layernorm.weight", c_.width);
+      layer.ffn_norm = norm(p + "post_attention_layernorm.weight", c_.width);
+      if (c_.qk_norm) {
+        layer.q_norm = norm(p + "self_attn.q_norm.weight", c_.head_dim);
+        layer.k_norm = norm(p + "self_attn.k_norm.weight", c_.head_dim);
+      }
+    }
+    model.final_norm_ = norm("model.norm.weight", c_.width);
+
+    const RopeTable rope = rope_table(c_);
+    std::vector<float> values(size_t(positions) * half * 2);
+    for (int p = 0; p < positions; ++p)
+      for (int i = 0; i < half; ++i) {
+        const double angle = p * rope.inv_freq[i];
+        values[(size_t(p) * half + i) * 2] = static_cast<float>(std::cos(angle) * rope.scale);
+        values[(size_t(p) * half + i) * 2 + 1] = static_cast<float>(std::sin(angle) * rope.scale);
+      }
+    float* out = arena.take_array<float>(values.size());
+    backend_.upload(out, values.data(), values.size() * 4);
+    model.rope_ = out, model.rope_positions_ = positions;
+  }
+
+  // ---- the work ----------------------------------------------------------------------------
+
+  void split() {
+    for (Matrix& m : matrices_) {
+      size_t bytes = 0;
+      for (const Copy& copy : m.copies) bytes += copy.bytes;
+      int above = 0;
+      for (const auto& part : m.parts) {
+        const size_t row = described_row_bytes(part->desc(), part->k());
+        const int fit = static_cast<int>(std::min<size_t>(kUnitBytes / row, part->n()));
+        const int rows =
+            std::max({fit / kRowsTogether * kRowsTogether, kRowsTogether, part->least_rows()});
+        for (int first = 0; first < part->n(); first += rows) {
+          const int count = std::min(rows, part->n() - first);
+          units_.push_back({&m, part.get(), above, first, count, bytes * count / m.n});
+          ++m.left;
+        }
+        above += part->n();
+      }
+    }
+  }
+
+  /// Any thread.
+  void load(const Unit& unit, RowMemory& memory) {
+    Matrix& m = *unit.matrix;
+    WeightRows rows = unit.part->read(unit.first, unit.count, memory);
+    rows.n = m.n, rows.first += unit.above;
+    for (Copy& copy : m.copies) {
+      std::byte* const out = host_memory(copy);
+      if (!copy.linear) {
+        pack_described(rows, out);
+      } else if (!copy.cast) {
+        copy.linear->pack(rows, out);
+      } else {
+        const size_t size = size_t(rows.count) * rows.k;
+        float* const values = memory.cast_values.take<float>(size);
+        dequantize(rows, values);
+        const CanonicalWeight weight = copy.cast->cast({values, size}, rows.count, rows.k, 0);
+        WeightRows cast = rows_of(weight, memory.cast_codes);
+        cast.n = rows.n, cast.first = rows.first;
+        copy.linear->pack(cast, out);
+      }
+    }
+    if (!backend_.on_host()) hand_over(m);
+  }
+
+  std::byte* host_memory(Copy& copy) {
+    if (backend_.on_host()) return copy.memory;
+    const std::lock_guard lock(mutex_);
+    copy.staged.resize(copy.bytes);
+    return copy.staged.data();
+  }
+
+  /// Uploads a matrix once all of it is packed.
+  void hand_over(Matrix& m) {
+    const std::lock_guard lock(mutex_);
+    if (--m.left > 0) return;
+    for (Copy& copy : m.copies) {
+      backend_.upload(copy.memory, copy.staged.data(), copy.bytes);
+      std::vector<std::byte>().swap(copy.staged);
+    }
+  }
+
+  Backend& backend_;
+  const Checkpoint& checkpoint_;
+  const ModelConfig& c_;
+  const ModelOptions& options_;
+  std::deque<Matrix> matrices_;  // the embedding's, then in the order of the layers
+  Matrix* embedding_ = nullptr;  // null where another model's is shared
+  std::vector<Matrix*> layers_;  // qkv, o, gate_up, down of each layer
+  Matrix* head_ = nullptr;
+  std::vector<std::pair<Linear*, Matrix*>> copies_;  // of the model that is being added
+  std::vector<Unit> units_;
+  std::mutex mutex_;  // of what is staged, and of uploads
+};
+
+Model::Model(const ModelConfig& config, std::shared_ptr<const Model> shared)
+    : config_(config), shared_(std::move(shared)), layers_(config.layers) {
+  if (!shared_) return;
+  embedding_ = shared_->embedding_, final_norm_ = shared_->final_norm_, rope_ = shared_->rope_;
+  rope_positions_ = shared_->rope_positions_;
+  for (int i = 0; i < config_.layers; ++i) {
+    const Layer& from = shared_->layers_[i];
+    layers_[i].attention_norm = from.attention_norm, layers_[i].ffn_norm = from.ffn_norm;
+    layers_[i].q_norm = from.q_norm, layers_[i].k_norm = from.k_norm;
+  }
+}
+
+Model::Model(Backend& backend, const Checkpoint& checkpoint, const ModelConfig& config,
+             const ModelOptions& options, std::shared_ptr<const Model> shared)
+    : Model(config, std::move(shared)) {
+  check(!shared_ || rope_positions_ >= options.positions, Code::internal,
+        "shared rope table is too short");
+  ModelLoader loader(backend, checkpoint, config_, options);
+  loader.add(*this, options, options.also_a8);
+  loader.run();
+}
+
+std::vector<std::shared_ptr<const Model>> load_models(Backend& backend,
+                                                      const Checkpoint& checkpoint,
+                                                      const ModelConfig& config,
+                                                      const ModelOptions& options,
+                                                      std::span<const Cast> casts) {
+  ModelLoader loader(backend, checkpoint, config, options);
+  std::shared_ptr<Model> stored = ModelLoader::blank(config, nullptr);
+  loader.add(*stored, options, options.also_a8);
+  std::vector<std::shared_ptr<const Model>> out = {stored};
+  for (const Cast& cast : casts) {
+    std::shared_ptr<Model> copy = ModelLoader::blank(config, stored);
+    loader.add(*copy, cast, false);
+    out.push_back(std::move(copy));
+  }
+  loader.run();
+  return out;
+}
+
+size_t load_scratch_bytes(const ModelConfig& c, int threads, bool on_host) {
+  // Rows as stored and as codes, and for a cast as f32 and as codes of a byte: 4-bit codes grow
+  // most.
+  const size_t widest = std::max({c.width, c.ffn, c.heads * c.head_dim});
+  const size_t unit = std::max(kUnitBytes * 2, 256 * widest);  // weights a thread holds
+  const size_t body = std::max(2 * size_t(c.ffn), size_t(c.heads + 2 * c.kv_heads) * c.head_dim) *
+                      c.width * 2,
+               head = size_t(c.vocab) * c.width * 2;
+  return threads * unit * 10 + (on_host ? 0 : 2 * (body + head));
+}
+
+}  // namespace stepladder

@@ -1,6 +1,7 @@
 #include "spec/model_verifier.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 
 namespace stepladder {
@@ -115,7 +116,7 @@ ModelVerifier::Sizes::Sizes(int s, const VerifierOptions& o)
       rows(round_up(std::max(o.block, s * (o.tree_capacity + o.catch_up)), o.block)),
       nodes(s * o.tree_capacity),
       node_block(std::min(64, nodes)),
-      tokens(std::max<size_t>(o.block, size_t(s) * o.catch_up) + size_t(s) * o.tree_capacity),
+      tokens(std::max<size_t>(o.block, size_t(s) * o.catch_up) + size_t(s) * o.ahead),
       logprobs(o.logprobs) {}
 
 VerifierNeed verifier_need(const ModelConfig& config, int sequences,
@@ -209,7 +210,7 @@ std::pair<int, int> ModelVerifier::plan(Batch batch, const DraftTrees* trees,
     }
     e.first_tentative = tokens;
     e.tentative = static_cast<int32_t>(s.tokens.size() - s.committed);
-    check(e.tentative <= options_.tree_capacity, Code::internal, "a level guessed ", e.tentative,
+    check(e.tentative <= options_.ahead, Code::internal, "a level guessed ", e.tentative,
           " tokens ahead");
     std::copy_n(s.tokens.data() + s.committed, e.tentative, image_tokens_ + tokens);
     tokens += e.tentative;
@@ -289,6 +290,7 @@ void ModelVerifier::read(Batch batch, int rows) {
 }
 
 void ModelVerifier::verify(Batch batch, const DraftTrees& trees, std::span<RoundResult> out) {
+  const auto started = std::chrono::steady_clock::now();
   for (size_t i = 0; i < batch.size(); ++i) {
     missing_[i] = lacking(*batch[i]);
     check(missing_[i] <= options_.catch_up && room(*batch[i]) >= 1, Code::internal,
@@ -314,6 +316,9 @@ void ModelVerifier::verify(Batch batch, const DraftTrees& trees, std::span<Round
       cache_->write(s.slot, root + d, out[i].token[d - 1], options_.level);
     usable_[s.slot] = root;
   }
+  if (backend_.runs_at_once())
+    ms_ = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - started)
+              .count();
 }
 
 void ModelVerifier::ask_logprobs(int top) {

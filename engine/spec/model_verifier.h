@@ -23,6 +23,7 @@ struct VerifierOptions {
   int context = 0;         // tokens a sequence may hold in this verifier
   int tree_capacity = 64;  // nodes of the largest tree, root included
   int block = 128;         // rows of one pass through the layers
+  int ahead = 64;          // tokens a sequence may hold beyond its committed ones
   int catch_up = 16;       // lacking rows a round feeds itself
   int logprobs = 0;        // most likeliest tokens a round may be asked for; 0 = none
 };
@@ -49,6 +50,7 @@ class ModelVerifier final : public Verifier {
   int room(const Sequence&) const override;
   void read(Batch, int rows) override;
   void verify(Batch, const DraftTrees&, std::span<RoundResult> out) override;
+  std::optional<double> last_ms() const override { return ms_; }
 
   /// Rounds from now on also bring the log-probabilities of what they emit and of the `top`
   /// likeliest tokens; -1 = no more. At most VerifierOptions::logprobs.
@@ -116,6 +118,7 @@ class ModelVerifier final : public Verifier {
   PlanEntry* image_entries_ = nullptr;
   int32_t *image_tokens_ = nullptr, *image_tree_count_ = nullptr, *image_tree_token_ = nullptr,
           *image_tree_parent_ = nullptr;
+  std::optional<double> ms_;  // of the last verify()
   std::vector<int> usable_;   // [slot] entries this level may use, as of the last sync
   std::vector<int> missing_;  // [batch] of the round being planned
   std::vector<RoundResult> results_;

@@ -2,6 +2,7 @@
 // accepting and keeping are one call.
 #pragma once
 
+#include <optional>
 #include <span>
 
 #include "backends/backend.h"
@@ -27,6 +28,9 @@ class Verifier {
   /// out[i] is what batch[i] emits: at least one token. Sequences must have room() >= 1 and
   /// lacking() <= catch_up().
   virtual void verify(Batch, const DraftTrees&, std::span<RoundResult> out) = 0;
+  /// Milliseconds that the last verify() worked, as the part measured them itself: a caller's clock
+  /// would time a call that only queues. None when nothing was measured.
+  virtual std::optional<double> last_ms() const = 0;
 };
 
 }  // namespace stepladder

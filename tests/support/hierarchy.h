@@ -37,6 +37,7 @@ class CountedVerifier final : public Verifier {
     ++counts_.rounds;
     inner_->verify(batch, trees, out);
   }
+  std::optional<double> last_ms() const override { return inner_->last_ms(); }
 
  private:
   std::unique_ptr<ModelVerifier> inner_;

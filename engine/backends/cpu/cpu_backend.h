@@ -24,6 +24,7 @@ class CpuBackend : public Backend {
   void upload(void* to, const void* host_from, size_t bytes) override;
   void read(void* host_to, const void* from, size_t bytes) override;
   void wait() override;
+  bool runs_at_once() const override { return true; }
   std::unique_ptr<Recording> record(const std::function<void()>& body) override;
   size_t kv_bytes(const KVSpec&) const override;
   void read_entries(uint16_t* host_to, const KVView&, int slot, int first, int count) override;

@@ -157,6 +157,13 @@ class Loader {
     return static_cast<float>(fewer < 1.5 ? 0.04 : 0.075 * fewer);
   }
 
+  /// What one pass costs beside one of another level, by the bytes they read, until both have
+  /// timed their own.
+  static float pass_cost(const Loaded& of, const Loaded& beside) {
+    return static_cast<float>(double(of.model->pass_bytes(of.act)) /
+                              double(beside.model->pass_bytes(beside.act)));
+  }
+
   /// Levels over their drafters, innermost first.
   LoopParts stack() {
     LoopParts parts;
@@ -170,6 +177,8 @@ class Loader {
     for (size_t k = plan_.levels.size(); k-- > 0;) {
       LevelOptions options = level_options(plan_, static_cast<int>(k));
       options.row_cost = row_cost(loaded_[k]);
+      // A pass of the drafter for each token; a lookup makes none.
+      options.guess_cost = k + 1 < loaded_.size() ? pass_cost(loaded_[k + 1], loaded_[k]) : 0;
       auto level = std::make_unique<Level>(std::move(loaded_[k].verifier), std::move(inner),
                                            std::move(options));
       if (k == 0)
@@ -281,7 +290,7 @@ std::vector<double> LoadedEngine::verify_ms(const std::vector<int>& rows, int co
     for (int r = -1; r < repeats; ++r)
       for (size_t i = 0; i < rows.size(); ++i) {
         trees.reset(0, sequence.tokens.back());
-        for (int n = 1; n < rows[i]; ++n) trees.add(0, n - 1, (n * 104729 + 7) % info_.vocab, 0);
+        for (int n = 1; n < rows[i]; ++n) trees.add(0, n - 1, (n * 104729 + 7) % info_.vocab);
         verifier.sync(one);
         const auto start = std::chrono::steady_clock::now();
         verifier.verify(one, trees, {&result, 1});

@@ -347,8 +347,7 @@ bool Loop::round() {
     limits_.push_back(std::min({request.max_tokens - slot->produced,
                                 target.verifier().room(slot->sequence), kMaxEmitted}));
     // The first token comes as early as in plain decoding.
-    drafts_.push_back(request.draft && slot->produced > 0 && target.inner() &&
-                      target.inner()->ready(slot->sequence));
+    drafts_.push_back(request.draft && slot->produced > 0);
     logprobs = std::max(logprobs, request.logprobs);
   }
   parts_.side->ask_logprobs(logprobs);

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kDefaultContext = 8192;
 constexpr int kMaxSequences = 1024;
-constexpr int kLeastTree = 64;  // nodes; room for a level that guesses a few rounds ahead
+constexpr int kLeastAhead = 64;
 
 std::string canonical(const std::string& directory) {
   std::error_code error;
@@ -130,7 +130,7 @@ LoadPlan make_plan(const std::string& directory, const Options& options) {
   target.spec.kind = LevelSpec::Kind::model, target.spec.path = directory, target.name = "target";
   plan.levels.push_back(std::move(target));
 
-  int ahead = 0;
+  int ahead = 0;  // each level guesses for the one above, which may be ahead of the target itself
   for (const LevelSpec& given : options.draft) {
     const LevelSpec spec = with_defaults(given);
     plan.levels.back().drafts = spec.tokens;
@@ -153,7 +153,8 @@ LoadPlan make_plan(const std::string& directory, const Options& options) {
       level.bytes = cast_bytes(plan.sources[level.source], spec);
     plan.levels.push_back(std::move(level));
   }
-  plan.tree_capacity = std::max(kLeastTree, ahead + 1);
+  plan.ahead = std::max(kLeastAhead, ahead + 1);
+  plan.tree_capacity = kMaxEmitted;  // drafts are chains
   for (Source& source : plan.sources) source.bytes = source_bytes(source);
   return plan;
 }
@@ -169,7 +170,8 @@ VerifierOptions verifier_options(const LoadPlan& plan, int k, Act act) {
   VerifierOptions options;
   options.level = static_cast<LevelId>(k), options.act = act, options.vocab = plan.vocab;
   options.context = plan.sources[plan.levels[k].source].context;
-  options.tree_capacity = options.ahead = plan.tree_capacity, options.block = kPromptBlock;
+  options.tree_capacity = plan.tree_capacity, options.ahead = plan.ahead;
+  options.block = kPromptBlock;
   options.logprobs = k == 0 ? kMaxLogprobs : 0;
   return options;
 }
@@ -181,6 +183,7 @@ LevelOptions level_options(const LoadPlan& plan, int k) {
   options.plan = level.planned;
   if (!level.planned) options.most = level.drafts;
   options.sequences = plan.sequences, options.tree_capacity = plan.tree_capacity;
+  options.ahead = plan.ahead;
   options.context = plan.sources[level.source].context;
   return options;
 }
@@ -221,7 +224,8 @@ MemoryNeed memory_need(const LoadPlan& plan, const Backend& backend) {
     const VerifierNeed verifier =
         verifier_need(backend, c, plan.sequences, verifier_options(plan, k, Act::a16));
     const LevelOptions options = level_options(plan, k);
-    need.work += verifier.backend + verifier.host + Level::bytes(options);
+    const int below = static_cast<int>(plan.levels.size()) - 1 - k + (plan.lookup ? 1 : 0);
+    need.work += verifier.backend + verifier.host + Level::bytes(options, below);
     grow(sizeof(Token), options.context);
   }
   if (plan.lookup) {

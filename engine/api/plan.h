@@ -35,7 +35,7 @@ struct LevelPlan {
   int source = 0;        // the checkpoint it runs or copies
   int cache_of = 0;      // the level whose cache it uses; itself when it owns one
   int drafts = 0;        // asked of the drafter below; 0 when there is none
-  bool planned = false;  // whether the level asks for fewer where fewer are faster
+  bool planned = false;  // whether it asks for fewer, or another drafter, where that is faster
   size_t bytes = 0;      // estimate of the weights held for it alone
 };
 
@@ -43,7 +43,9 @@ struct LoadPlan {
   std::vector<Source> sources;
   std::vector<LevelPlan> levels;
   std::unique_ptr<LevelSpec> lookup;  // the leaf, if there is one
-  int context = 0, sequences = 1, vocab = 0, tree_capacity = 0, threads = 1;
+  int context = 0, sequences = 1, vocab = 0, threads = 1;
+  int tree_capacity = 0;  // nodes of the largest draft, root included
+  int ahead = 0;          // tokens that a level may have guessed beyond the target's
   std::vector<std::string> notes;
 };
 

@@ -324,6 +324,8 @@ class Backend {
   /// Queues a copy to the host; `host_to` is valid after wait().
   virtual void read(void* host_to, const void* from, size_t bytes) = 0;
   virtual void wait() = 0;
+  /// Whether work is done when the call that queues it returns, so that the host's clock times it.
+  virtual bool runs_at_once() const = 0;
   /// Runs `body`, whose operators are remembered instead of run; or keeps it and runs it at every
   /// replay, so that it must hold what it works with by value.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& body) = 0;

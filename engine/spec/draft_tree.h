@@ -2,6 +2,7 @@
 // a tree never allocates.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -11,20 +12,21 @@
 namespace stepladder {
 
 /// Parents come before children and node 0 is the root. A drafter that works on the host fills the
-/// arrays. One that works on the backend writes into the verifier's own arrays (Drafter::attach)
-/// and says so; `count` is then an upper bound, and `depth` how deep the tree may go.
+/// arrays with reset() and add(). One that works on the backend writes into the verifier's own
+/// arrays (Drafter::attach) and says so; it knows of each tree how many nodes it has at most, and
+/// how deep it may go.
 struct DraftTrees {
   DraftTrees(int sequences, int capacity)
       : capacity(capacity),
         count(sequences),
+        depth(sequences),
         token(size_t(sequences) * capacity),
-        parent(size_t(sequences) * capacity),
-        score(size_t(sequences) * capacity) {}
+        parent(size_t(sequences) * capacity) {}
 
-  int capacity;  // nodes of the largest tree, root included
-  std::vector<int32_t> count, token, parent;
-  std::vector<float> score;
-  bool on_backend = false;  // of all sequences: the tokens and parents here mean nothing
+  int capacity;                        // nodes of the largest tree, root included
+  std::vector<int32_t> count, depth;   // [sequences]; depth: guesses on the longest path
+  std::vector<int32_t> token, parent;  // [sequences, capacity]
+  bool on_backend = false;             // of all sequences: tokens and parents here mean nothing
 
   int sequences() const { return static_cast<int>(count.size()); }
   Token token_at(int sequence, int node) const { return token[size_t(sequence) * capacity + node]; }
@@ -37,15 +39,16 @@ struct DraftTrees {
 
   /// Starts the sequence's tree anew with its root.
   void reset(int sequence, Token root) {
-    count[sequence] = 0;
-    add(sequence, -1, root, 0.f);
+    count[sequence] = depth[sequence] = 0;
+    add(sequence, -1, root);
   }
   /// The new node's number, or -1 when the tree is full.
-  int add(int sequence, int parent_node, Token t, float s) {
+  int add(int sequence, int parent_node, Token t) {
     if (count[sequence] == capacity) return -1;
     const int node = count[sequence]++;
     const size_t at = size_t(sequence) * capacity + node;
-    token[at] = t, parent[at] = parent_node, score[at] = s;
+    token[at] = t, parent[at] = parent_node;
+    depth[sequence] = std::max(depth[sequence], depth_at(sequence, node));
     return node;
   }
 };

@@ -1,6 +1,7 @@
 // Anything that can guess how sequences go on.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 
@@ -9,6 +10,12 @@
 #include "spec/sequence.h"
 
 namespace stepladder {
+
+/// What a draft would bring.
+struct Forecast {
+  int guesses = 0;   // it would make
+  float brings = 0;  // of them are right on average
+};
 
 class Drafter {
  public:
@@ -21,16 +28,32 @@ class Drafter {
   virtual bool read(Batch, int rows) = 0;
   /// Whether the sequence has caught up; one that has not is asked for no drafts.
   virtual bool ready(const Sequence&) const = 0;
-  /// Fills out's tree i for batch[i]: the root (its last token) and at most at_most guesses;
-  /// at_least is a wish. Call sync() first.
+  /// Fills out's tree i for batch[i] within budget i: the root (its last token) and the guesses. A
+  /// tree whose budget is 0 is another drafter's and left alone. Call sync() first, for those with
+  /// a budget.
   virtual void draft(Batch, std::span<const Budget>, DraftTrees& out) = 0;
-  /// Where the trees of a verifier that will be given drafts lie in backend memory, told once
-  /// before anything is drafted. A drafter that works on the backend records what it needs to write
-  /// there.
+  /// Where the trees of a verifier that will be given drafts lie in backend memory, told before
+  /// anything is drafted, once for each verifier that may ask. A drafter that works on the backend
+  /// records what it needs to write there.
   virtual void attach(const TreeView&) {}
-  /// What checking guesses costs the level above: those that cost more than they are likely to
-  /// bring are not worth making. A wish, like at_least.
+  /// Milliseconds that the last draft() worked, as the part measured them itself: a caller's clock
+  /// would time a call that only queues. None when nothing was measured.
+  virtual std::optional<double> last_ms() const = 0;
+  /// What checking guesses costs the level that asks: those that cost more than they are likely to
+  /// bring are not worth making. Said before each draft(). A wish, like at_least.
   virtual void weigh_rows(const GuessCost&) {}
+
+  // What a planner above wants to know.
+  /// Whether drafts are trees that branch: Budget::nodes then matters beside the depth.
+  virtual bool branches() const { return false; }
+  /// Whether it decides itself how many guesses are worth making, and tells by forecast(). Such a
+  /// drafter makes none where none pay, and is never at rest.
+  virtual bool forecasts() const { return false; }
+  /// What draft() would bring for a synced sequence within `most` guesses.
+  virtual Forecast forecast(const Sequence&, int /*most*/) const { return {}; }
+  /// Whether it reads rows that the level right above it has computed: that level cannot be left
+  /// out between it and a level further up.
+  virtual bool reads_rows_above() const { return false; }
   /// A sequence's slot goes to another request: its tentative state may be dropped.
   virtual void forget(int slot) = 0;
 };

@@ -4,7 +4,6 @@
 #include "spec/level.h"
 
 #include <algorithm>
-#include <chrono>
 #include <numeric>
 
 #include "core/error.h"
@@ -15,9 +14,10 @@ namespace {
 
 constexpr size_t kPositions = 32;  // positions the statistics tell apart
 
-double milliseconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
-      .count();
+/// A sum, none where a part of it was not measured.
+std::optional<double> sum(std::optional<double> a, std::optional<double> b) {
+  if (!a || !b) return std::nullopt;
+  return *a + *b;
 }
 
 void clear(LevelStats& stats) {
@@ -44,20 +44,26 @@ Level::Level(std::unique_ptr<Verifier> verifier, std::unique_ptr<Drafter> inner,
       options_(std::move(options)),
       own_(options_.sequences),
       stats_(options_.sequences),
+      choices_(below().choices),
       row_cost_(options_.row_cost),
-      guess_cost_(row_cost_.guesses(1)),
-      planner_(options_.sequences),
+      guess_cost_(options_.tree_capacity - 1),
+      planner_(options_.sequences, below().traits),
       trees_(options_.sequences, options_.tree_capacity),
       budgets_(options_.sequences),
+      asked_budgets_(options_.sequences),
       limits_(options_.sequences),
       rows_(options_.sequences),
+      asked_(options_.sequences, -1),
       drafts_(options_.sequences),
-      results_(options_.sequences) {
+      results_(options_.sequences),
+      offers_(choices_.size()) {
   check(verifier_ && options_.sequences > 0 && options_.tree_capacity > 0 && options_.context > 0,
         Code::internal, "level ", options_.name, ": needs a verifier, slots, a tree and a context");
+  for (const Choice& choice : choices_) choice.drafter->attach(verifier_->trees());
+  row_cost_.fill(1, guess_cost_);
   own_batch_.reserve(options_.sequences);
   active_.reserve(options_.sequences);
-  awake_.reserve(options_.sequences);
+  asking_.reserve(options_.sequences);
   for (int slot = 0; slot < options_.sequences; ++slot) {
     own_[slot].sequence.slot = slot;
     // A round starts with a root inside the context, so its tokens end one beyond it at most.
@@ -70,12 +76,36 @@ Level::Level(std::unique_ptr<Verifier> verifier, std::unique_ptr<Drafter> inner,
 
 Level::~Level() = default;
 
-size_t Level::bytes(const LevelOptions& o) {
+size_t Level::bytes(const LevelOptions& o, int choices) {
   const size_t tokens = static_cast<size_t>(o.context) + kMaxEmitted;
   const size_t slot = sizeof(Own) + tokens * sizeof(Token) + sizeof(LevelStats) +
                       2 * kPositions * sizeof(int64_t) + sizeof(RoundResult);
-  const size_t node = 2 * sizeof(int32_t) + sizeof(float);
-  return o.sequences * (slot + o.tree_capacity * node);
+  const size_t tree = o.tree_capacity * 2 * sizeof(int32_t);
+  return o.sequences * (slot + tree) + o.tree_capacity * sizeof(float) +
+         Planner::bytes(o.sequences, o.tree_capacity, choices);
+}
+
+/// Whom this level may ask: down to the first whose length is fixed, which is never left out.
+Level::Below Level::below() const {
+  Below out;
+  float price = 1;
+  for (const Level* at = this; at && at->inner_;) {
+    const LevelOptions& o = at->options_;
+    Drafter* const inner = at->inner_.get();
+    const bool fixed = !o.plan && !inner->forecasts();
+    price *= o.guess_cost;
+    if (o.tokens > 0 && (at == this || !inner->reads_rows_above())) {
+      out.choices.push_back({inner, o.most});
+      out.traits.push_back({.tokens = o.tokens,
+                            .nodes = options_.tree_capacity - 1,
+                            .branches = inner->branches(),
+                            .forecasts = inner->forecasts(),
+                            .fixed = fixed,
+                            .price = price});
+    }
+    at = fixed ? nullptr : dynamic_cast<const Level*>(inner);
+  }
+  return out;
 }
 
 Batch Level::own_batch(Batch batch) {
@@ -103,6 +133,7 @@ void Level::sync(Batch batch) {
     }
     own.full = verifier_->room(own.sequence) < 1;
   }
+  out_of_line_ = false;
   const Batch own = own_batch(batch);
   if (own.empty()) return;
   verifier_->sync(own);
@@ -129,14 +160,21 @@ bool Level::read(Batch batch, int rows) {
 }
 
 bool Level::read_below(Batch batch, int rows) {
-  if (!inner_) return true;
-  awake_.clear();
-  for (Sequence* s : batch) {
-    // Reading has its price: whoever is not going to be asked anyway goes without.
-    if (!planner_.resting(s->slot) && (inner_->ready(*s) || plan(*s, options_.tokens, 1) > 0))
-      awake_.push_back(s);
+  // The cheapest first: it can be asked while the others still read.
+  for (int k = static_cast<int>(choices_.size()); k-- > 0;) {
+    asking_.clear();
+    for (Sequence* s : batch) {
+      // Reading has its price: whoever is not going to be asked anyway goes without.
+      const Planner::Round round{depth_left(*s, kMaxEmitted), guess_cost_, row_cost_};
+      if (!planner_.resting(s->slot, k) &&
+          (choices_[k].drafter->ready(*s) || planner_.wanted(s->slot, k, round)))
+        asking_.push_back(s);
+    }
+    if (asking_.empty()) continue;
+    sync_choice(k, asking_);
+    if (!choices_[k].drafter->read(asking_, rows)) return false;
   }
-  return awake_.empty() || inner_->read(awake_, rows);
+  return true;
 }
 
 void Level::forget(int slot) {
@@ -150,21 +188,22 @@ void Level::forget(int slot) {
 const LevelStats& Level::stats(int slot) const { return stats_[slot]; }
 
 bool Level::wants_round(const Own& own, size_t above, const Budget& budget) const {
-  if (own.full) return false;
+  if (own.full || budget.at_most < 1) return false;
   const Sequence& s = own.sequence;
   const auto have = static_cast<int>(s.tokens.size() - above);
   const auto guessed = static_cast<int>(s.tokens.size() - s.committed);
-  return have < std::min(budget.at_least, budget.at_most) && guessed < options_.tree_capacity &&
+  return have < std::min(budget.at_least, budget.at_most) && guessed < options_.ahead &&
          verifier_->lacking(s) <= verifier_->catch_up();
 }
 
 void Level::draft(Batch batch, std::span<const Budget> budgets, DraftTrees& out) {
+  std::optional<double> took = 0;
   for (bool first = true;; first = false) {
     active_.clear();
     for (size_t i = 0; i < batch.size(); ++i) {
       Own& own = own_[batch[i]->slot];
       if (!wants_round(own, batch[i]->tokens.size(), budgets[i])) continue;
-      limits_[active_.size()] = kMaxEmitted;
+      limits_[active_.size()] = inner_ ? kMaxEmitted : chain_length(own, *batch[i], budgets[i]);
       drafts_[active_.size()] = true;
       active_.push_back(&own.sequence);
     }
@@ -174,8 +213,12 @@ void Level::draft(Batch batch, std::span<const Budget> budgets, DraftTrees& out)
       if (inner_) inner_->sync(active_);
     }
     const size_t n = active_.size();
-    advance(active_, std::span(limits_).first(n), std::span(drafts_).first(n),
-            std::span(results_).first(n));
+    if (inner_)
+      advance(active_, std::span(limits_).first(n), std::span(drafts_).first(n),
+              std::span(results_).first(n));
+    else
+      extend(active_, std::span(limits_).first(n), std::span(results_).first(n));
+    took = sum(took, round_ms_);
     for (size_t i = 0; i < n; ++i) {
       Own& own = own_[active_[i]->slot];
       own.sequence.tokens.insert(own.sequence.tokens.end(), results_[i].token,
@@ -183,97 +226,143 @@ void Level::draft(Batch batch, std::span<const Budget> budgets, DraftTrees& out)
       own.full = verifier_->room(own.sequence) < 1;
     }
   }
+  drafting_ms_ = took;
   for (size_t i = 0; i < batch.size(); ++i) {
+    const int most = std::min(budgets[i].at_most, budgets[i].nodes), tree = static_cast<int>(i);
+    if (most < 1) continue;
     const std::vector<Token>& above = batch[i]->tokens;
-    const Own& own = own_[batch[i]->slot];
-    out.reset(static_cast<int>(i), above.back());
-    if (own.sequence.tokens.size() <= above.size()) continue;
-    const size_t have = own.sequence.tokens.size() - above.size();
-    const size_t give = std::min(have, static_cast<size_t>(std::max(budgets[i].at_most, 0)));
-    for (size_t d = 0; d < give; ++d)
-      if (out.add(static_cast<int>(i), static_cast<int>(d), own.sequence.tokens[above.size() + d],
-                  0.f) < 0)
-        break;
+    const std::vector<Token>& mine = own_[batch[i]->slot].sequence.tokens;
+    out.reset(tree, above.back());
+    for (size_t d = 0; d < static_cast<size_t>(most) && above.size() + d < mine.size(); ++d)
+      if (out.add(tree, static_cast<int>(d), mine[above.size() + d]) < 0) break;
   }
 }
 
-int Level::plan(const Sequence& s, int most, int sequences) {
-  if (!options_.plan) return most;
-  return planner_.ask(s.slot, most, guess_cost_, row_cost_.of(sequences), sequences);
+/// Tokens that a level without a drafter makes at once for the sequence above.
+int Level::chain_length(const Own& own, const Sequence& above, const Budget& budget) const {
+  const auto have = static_cast<int>(own.sequence.tokens.size() - above.tokens.size());
+  const auto guessed = static_cast<int>(own.sequence.tokens.size() - own.sequence.committed);
+  return std::min(
+      {std::min(budget.at_least, budget.at_most) - have, options_.ahead - guessed, kMaxEmitted});
 }
 
-Budget Level::budget(const Sequence& s, int limit, int sequences) {
-  int most = std::min({trees_.capacity - 1, verifier_->room(s) - 1, kMaxEmitted - 1, limit - 1});
-  if (options_.most > 0) most = std::min(most, options_.most);
-  if (most < 1) return {};
-  const int tokens = plan(s, std::min(options_.tokens, most), sequences);
-  return tokens < 1 ? Budget{} : Budget{tokens, most};
-}
-
-// Asks the drafter below; false when nobody wants a draft and the trees are roots alone.
-bool Level::fill_trees(Batch batch, std::span<const int> limit, std::span<const char> drafts) {
-  const size_t n = batch.size();
-  bool asked = false;
-  for (size_t i = 0; i < n; ++i) {
-    const int slot = batch[i]->slot;
-    planner_.tick(slot);
-    const bool may = inner_ && options_.tokens > 0 && drafts[i] && !planner_.resting(slot) &&
-                     inner_->ready(*batch[i]);
-    budgets_[i] = may ? budget(*batch[i], limit[i], static_cast<int>(n)) : Budget{};
-    asked |= budgets_[i].at_most > 0;
+/// One chain of rounds for each sequence.
+void Level::extend(Batch batch, std::span<const int> tokens, std::span<RoundResult> out) {
+  const auto n = static_cast<int>(batch.size());
+  for (int i = 0; i < n; ++i) rows_[i] = verifier_->lacking(*batch[i]);
+  verifier_->extend(batch, tokens, out);
+  round_ms_ = verifier_->last_ms();
+  for (int i = 0; i < n; ++i) {
+    LevelStats& stats = stats_[batch[i]->slot];
+    stats.rounds += out[i].emitted, stats.emitted += out[i].emitted;
+    stats.rows += rows_[i] + out[i].emitted;
+    stats.verify_ms += round_ms_.value_or(0) / n;
   }
+}
+
+int Level::depth_left(const Sequence& s, int limit) const {
+  return std::min({trees_.capacity - 1, verifier_->room(s) - 1, kMaxEmitted - 1, limit - 1});
+}
+
+void Level::sync_choice(int k, Batch batch) {
+  if (k == 0 && !out_of_line_) return;
+  choices_[k].drafter->sync(batch);
+  if (k > 0) out_of_line_ = true;
+}
+
+/// Whom sequence i asks for what.
+void Level::choose(const Sequence& s, int i, int limit, int sequences) {
+  const int depth = depth_left(s, limit);
+  if (depth < 1) return;
+  Sequence* const one[] = {const_cast<Sequence*>(&s)};
+  for (size_t k = 0; k < choices_.size(); ++k) {
+    Drafter& d = *choices_[k].drafter;
+    offers_[k] = {d.ready(s), {}};
+    if (choices_.size() == 1 || !offers_[k].ready || !d.forecasts()) continue;
+    sync_choice(static_cast<int>(k), one);
+    d.weigh_rows(guess_cost_);
+    offers_[k].forecast = d.forecast(s, depth);
+  }
+  const Planner::Plan plan =
+      planner_.plan(s.slot, {depth, guess_cost_, row_cost_, sequences}, offers_);
+  if (plan.drafter < 0) return;
+  const Choice& choice = choices_[plan.drafter];
+  const int most = choice.most > 0 ? std::min(depth, choice.most) : depth;
+  asked_[i] = plan.drafter;
+  budgets_[i] = {std::min(plan.depth, most), most, choice.drafter->branches() ? plan.nodes : most};
+}
+
+/// Lets the drafters that were chosen draft. Returns milliseconds, none where one was not measured.
+std::optional<double> Level::fill_trees(Batch batch, std::span<const int> limit,
+                                        std::span<const char> drafts) {
+  const int n = static_cast<int>(batch.size());
   trees_.on_backend = false;
-  std::fill(trees_.count.begin(), trees_.count.end(), 0);
-  if (asked) {
-    inner_->draft(batch, std::span(budgets_).first(n), trees_);
-  } else {
-    for (size_t i = 0; i < n; ++i) trees_.reset(static_cast<int>(i), batch[i]->tokens.back());
+  for (int i = 0; i < n; ++i) {
+    trees_.reset(i, batch[i]->tokens.back());
+    planner_.tick(batch[i]->slot);
+    asked_[i] = -1, budgets_[i] = {};
+    if (drafts[i]) choose(*batch[i], i, limit[i], n);
   }
-  return asked;
+  std::optional<double> took = 0;
+  for (int k = 0; k < static_cast<int>(choices_.size()); ++k) took = sum(took, ask(k, batch));
+  return took;
+}
+
+/// Choice k drafts for those that ask it.
+std::optional<double> Level::ask(int k, Batch batch) {
+  const size_t n = batch.size();
+  Drafter& drafter = *choices_[k].drafter;
+  asking_.clear();
+  for (size_t i = 0; i < n; ++i)
+    if (asked_[i] == k) asking_.push_back(batch[i]);
+  if (asking_.empty()) return 0;
+  sync_choice(k, asking_);
+  for (size_t i = 0; i < n; ++i) {
+    // Whether it is ready for this level's copy shows once it is in line with it.
+    if (asked_[i] == k && k > 0 && !drafter.ready(*batch[i])) asked_[i] = -1, budgets_[i] = {};
+    asked_budgets_[i] = asked_[i] == k ? budgets_[i] : Budget{};
+  }
+  const auto asking = std::count(asked_.begin(), asked_.begin() + static_cast<long>(n), k);
+  if (asking == 0) return 0;
+  drafter.weigh_rows(guess_cost_);
+  drafter.draft(batch, std::span(asked_budgets_).first(n), trees_);
+  const std::optional<double> ms = drafter.last_ms();
+  int depth = 0;
+  for (size_t i = 0; i < n; ++i) {
+    if (asked_[i] != k) continue;
+    depth += trees_.depth[i];
+    stats_[batch[i]->slot].draft_ms += ms.value_or(0) / static_cast<double>(asking);
+  }
+  if (depth > 0) planner_.paid(k, depth, ms);
+  return ms;
 }
 
 void Level::advance(Batch batch, std::span<const int> limit, std::span<const char> drafts,
                     std::span<RoundResult> out) {
-  using Clock = std::chrono::steady_clock;
   const int n = static_cast<int>(batch.size());
-  const Clock::time_point started = Clock::now();
-  if (fill_trees(batch, limit, drafts)) share_drafting(batch, milliseconds_since(started));
+  const std::optional<double> drafting = fill_trees(batch, limit, drafts);
   for (int i = 0; i < n; ++i) rows_[i] = verifier_->lacking(*batch[i]) + trees_.count[i];
-  const Clock::time_point drafted = Clock::now();
   verifier_->verify(batch, trees_, out);
-  const double took = milliseconds_since(drafted);
-  row_cost_.add(std::accumulate(rows_.begin(), rows_.begin() + n, 0), took);
-  if (inner_) inner_->weigh_rows(guess_cost_ = row_cost_.guesses(n));
+  const std::optional<double> verifying = verifier_->last_ms();
+  round_ms_ = sum(drafting, verifying);
+  if (verifying) row_cost_.add(std::accumulate(rows_.begin(), rows_.begin() + n, 0), *verifying);
+  row_cost_.fill(n, guess_cost_);
   for (int i = 0; i < n; ++i) {
-    stats_[batch[i]->slot].verify_ms += took / n;
+    stats_[batch[i]->slot].verify_ms += verifying.value_or(0) / n;
     record(*batch[i], i, rows_[i], out[i]);
   }
 }
 
-/// Books the time of drafting with the sequences that asked for drafts.
-void Level::share_drafting(Batch batch, double ms) {
-  int asking = 0, guesses = 0;
-  for (size_t i = 0; i < batch.size(); ++i)
-    if (budgets_[i].at_most > 0) ++asking, guesses += trees_.count[i] - 1;
-  if (guesses > 0) planner_.paid(guesses, ms);
-  for (size_t i = 0; i < batch.size(); ++i)
-    if (budgets_[i].at_most > 0) stats_[batch[i]->slot].draft_ms += ms / asking;
-}
-
+/// Of a tree made in backend memory the host knows bounds: how many nodes at most, and how deep.
 void Level::record(const Sequence& s, int i, int rows, const RoundResult& result) {
   LevelStats& stats = stats_[s.slot];
-  const int drafted = trees_.count[i] - 1, accepted = result.emitted - 1;
-  if (drafted > 0) planner_.learn(s.slot, drafted, accepted);
+  const int drafted = trees_.count[i] - 1, depth = trees_.depth[i], accepted = result.emitted - 1;
+  if (asked_[i] >= 0) planner_.learn(s.slot, asked_[i], drafted, depth, accepted);
   ++stats.rounds;
   stats.rows += rows;
   stats.drafted += drafted;
   stats.accepted += accepted;
   stats.emitted += result.emitted;
-  int depth = drafted;  // of a tree made in backend memory the host knows the size alone
-  if (!trees_.on_backend) {
-    depth = 0;
-    for (int node = 1; node <= drafted; ++node) depth = std::max(depth, trees_.depth_at(i, node));
-  }
   for (int d = 0; d < std::min<int>(depth, kPositions); ++d) ++stats.drafted_at[d];
   for (int d = 0; d < std::min<int>(accepted, kPositions); ++d) ++stats.accepted_at[d];
 }

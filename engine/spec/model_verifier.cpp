@@ -1,6 +1,7 @@
 #include "spec/model_verifier.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "core/round_up.h"
 
@@ -13,6 +14,14 @@ RoundLimits limits_of(int sequences, const VerifierOptions& o) {
           .ahead = o.ahead,
           .catch_up = o.catch_up,
           .block = o.block};
+}
+
+using Clock = std::chrono::steady_clock;
+
+/// Milliseconds since `started`, where the host's clock has seen the work.
+std::optional<double> measured(const Backend& backend, Clock::time_point started) {
+  if (!backend.runs_at_once()) return std::nullopt;
+  return std::chrono::duration<double, std::milli>(Clock::now() - started).count();
 }
 
 }  // namespace
@@ -231,6 +240,7 @@ void ModelVerifier::check_ready(Batch batch) {
 }
 
 void ModelVerifier::verify(Batch batch, const DraftTrees& trees, std::span<RoundResult> out) {
+  const auto started = Clock::now();
   check_ready(batch);
   Round& round = m_->round;
   round.begin(asked_);
@@ -249,9 +259,11 @@ void ModelVerifier::verify(Batch batch, const DraftTrees& trees, std::span<Round
   }
   backend_.wait();
   for (size_t i = 0; i < batch.size(); ++i) note(*batch[i], missing_[i], out[i]);
+  ms_ = measured(backend_, started);
 }
 
 void ModelVerifier::extend(Batch batch, std::span<const int> wanted, std::span<RoundResult> out) {
+  const auto started = Clock::now();
   check_ready(batch);
   Round& round = m_->round;
   const auto n = static_cast<int>(batch.size());
@@ -275,6 +287,7 @@ void ModelVerifier::extend(Batch batch, std::span<const int> wanted, std::span<R
   backend_.read(out.data(), m_->chain, batch.size() * sizeof(RoundResult));
   backend_.wait();
   for (int i = 0; i < n; ++i) note(*batch[i], missing_[i], out[i]);
+  ms_ = measured(backend_, started);
 }
 
 void ModelVerifier::ask_logprobs(int top) {

@@ -20,8 +20,8 @@ struct VerifierOptions {
   int vocab = 0;           // tokens that may be chosen
   int context = 0;         // tokens a sequence may hold in this verifier
   int tree_capacity = 64;  // nodes of the largest tree, root included
-  int ahead = 64;          // tokens the level may have guessed beyond what is committed
   int block = 128;         // rows of one pass through the layers
+  int ahead = 64;          // tokens a sequence may hold beyond its committed ones
   int catch_up = 16;       // lacking rows a round feeds itself
   int logprobs = 0;        // most likeliest tokens a round may be asked for; 0 = none
 };
@@ -52,6 +52,7 @@ class ModelVerifier final : public Verifier, private RoundBody {
   TreeView trees() const override;
   void verify(Batch, const DraftTrees&, std::span<RoundResult> out) override;
   void extend(Batch, std::span<const int> wanted, std::span<RoundResult> out) override;
+  std::optional<double> last_ms() const override { return ms_; }
 
   /// Rounds from now on also bring the log-probabilities of what they emit and of the `top`
   /// likeliest tokens; -1 = no more. At most VerifierOptions::logprobs.
@@ -91,6 +92,7 @@ class ModelVerifier final : public Verifier, private RoundBody {
   Buffer memory_;
   std::unique_ptr<Memory> m_;
   std::unique_ptr<Recording> follow_first_, follow_;
+  std::optional<double> ms_;  // of the last verify() or extend()
   std::vector<int> usable_;   // [slot] entries this level may use, as of the last sync
   std::vector<int> missing_;  // [batch] of the round being planned
   int asked_ = -1;            // likeliest tokens asked for

@@ -1,11 +1,14 @@
-// How many guesses a round is worth asking for: those that bring the most tokens a millisecond,
-// by what the level's own rounds have shown of their price and of their chance to be right. It
-// moves time, never text.
+// Whom a round asks for guesses, how deep and how many: what brings the most tokens a millisecond,
+// by what the level's own rounds have shown of prices and of the chance to be right. It moves time,
+// never text.
 #pragma once
 
-#include <algorithm>
+#include <optional>
+#include <span>
 #include <vector>
 
+#include "backends/backend.h"
+#include "spec/drafter.h"
 #include "spec/row_cost.h"
 
 namespace stepladder {
@@ -25,84 +28,110 @@ int worth_guessing(int most, const GuessCost& rows, float each, Reached reached)
   return best;
 }
 
-/// Plans for the sequences of one level whose drafter costs time of its own. A drafter that seems
-/// not to pay gets a trial of a few rounds, in which its price is learned anew since the clock of a
-/// busy machine misleads. If it does not pay either it rests until the next trial, after twice as
-/// long each time, whatever text the slot then holds; a drafter at rest need not read along.
+/// One drafter that a level may ask, as its planner sees it.
+struct DrafterTraits {
+  int tokens = 0;          // depth asked for at most
+  int nodes = 0;           // guesses of its largest tree
+  bool branches = false;   // its drafts are trees: the number of guesses is chosen beside the depth
+  bool forecasts = false;  // says each round what it would bring; never rests
+  bool fixed = false;      // asked for `tokens` whether it pays or not; never rests
+  float price =
+      0;  // of one level of depth, as a share of a round of one row, where none is measured
+};
+
+/// Plans for the sequences of one level, over the drafters it may ask: the one right below it, and
+/// those below that in its place.
+///
+/// What is known of a drafter is its price, a level of depth; the chance of each depth to be right,
+/// by the size of the tree, over all texts; and how far the sequence's own text is from that. What
+/// was not tried is taken for as good as the nearest that was, a size up or a depth less: so it is
+/// tried, and unlearned in time when it is not.
+///
+/// A drafter that seems not to pay, or to pay less than another, gets a trial of a few rounds, in
+/// which its price is learned anew since the clock of a busy machine misleads. If it does not pay
+/// either it rests until the next trial, after twice as long each time, whatever text the slot then
+/// holds; a drafter at rest need not read along.
 class Planner {
  public:
-  explicit Planner(int sequences) : slots_(sequences) {}
+  static constexpr int kMaxDepth = kMaxEmitted - 1, kMaxDrafters = 32;
 
-  /// Guesses to ask for, `most` >= 1 at most; 0 sends the sequence's drafter to rest. `round`:
-  /// milliseconds of a round without guesses over `sequences` sequences.
-  int ask(int slot, int most, const GuessCost& rows, double round, int sequences) {
-    Slot& s = slots_[slot];
-    if (guesses_ == 0) return most;  // nothing is known yet
-    if (s.trial > 0) return std::min(most, kTrialGuesses);
-    const auto each = static_cast<float>(ms_ / guesses_ * sequences / round);
-    const float right = s.right / s.seen;
-    float reached = 1;
-    const int n = worth_guessing(most, rows, each, [&](int) { return reached *= right; });
-    if (n > 0) {
-      s.pause = kFirstPause, s.tried = false;
-      return n;
-    }
-    if (s.asked && !s.tried) return start_trial(s), std::min(most, kTrialGuesses);
-    s.rest = s.pause;
-    if (s.tried) s.pause = std::min(2 * s.pause, kLongestPause);
-    s.tried = false;
-    return 0;
-  }
+  Planner(int sequences, std::vector<DrafterTraits>);
+  /// Host memory it takes beside the object.
+  static size_t bytes(int sequences, int nodes, int drafters);
+
+  /// What is known before a round of one of `sequences` sequences.
+  struct Round {
+    int depth = 0;          // guesses on a path at most
+    const GuessCost& rows;  // of checking
+    const RowCost& time;    // of rounds
+    int sequences = 1;
+  };
+  /// What a drafter has to say before a round.
+  struct Offer {
+    bool ready = false;
+    Forecast forecast{};  // of one that forecasts
+  };
+  struct Plan {
+    int drafter = -1;  // -1 = nobody
+    int depth = 0, nodes = 0;
+  };
+  Plan plan(int slot, const Round&, std::span<const Offer>);
+  /// Whether a drafter that has still to catch up should: false sends one to rest that would not be
+  /// asked anyway.
+  bool wanted(int slot, int drafter, const Round&);
 
   /// One round has passed for the sequence.
-  void tick(int slot) {
-    Slot& s = slots_[slot];
-    if (s.rest > 0 && --s.rest == 0) start_trial(s);
-  }
-  bool resting(int slot) const { return slots_[slot].rest > 0; }
+  void tick(int slot);
+  bool resting(int slot, int drafter) const { return at(slot, drafter).rest > 0; }
 
-  /// `guesses` >= 1 were made in `ms` milliseconds, for all sequences together.
-  void paid(int guesses, double ms) {
-    if (guesses_ > 0) ms = std::min(ms, kOdd * guesses * ms_ / guesses_);  // it was interrupted
-    ms_ = ms_ * kPriceMemory + ms, guesses_ = guesses_ * kPriceMemory + guesses;
-  }
-  /// Of a chain of `drafted` >= 1 guesses the first `accepted` were right.
-  void learn(int slot, int drafted, int accepted) {
-    Slot& s = slots_[slot];
-    s.asked = true, s.trial = std::max(s.trial - 1, 0);
-    for (int d = 0; d < std::min(accepted + 1, drafted); ++d) {
-      const float right = d < accepted ? 1.f : 0.f;
-      s.right = s.right * kMemory + right, s.seen = s.seen * kMemory + 1;
-      right_ = right_ * kLongMemory + right, seen_ = seen_ * kLongMemory + 1;
-    }
-  }
+  /// The drafter made trees of `depth` >= 1 levels in all, for all sequences together, in `ms`
+  /// milliseconds; without a value nothing was measured.
+  void paid(int drafter, int depth, std::optional<double> ms);
+  /// The drafter was asked, and of a tree of `nodes` guesses, or that many at most, and `depth`
+  /// levels the first `accepted` levels were right.
+  void learn(int slot, int drafter, int nodes, int depth, int accepted);
   /// Another text: it starts from what all texts so far have shown. A rest goes on.
-  void forget(int slot) {
-    slots_[slot].right = kPrior * right_ / seen_;
-    slots_[slot].seen = kPrior;
-  }
+  void forget(int slot);
+
+  /// The chance that level `d` of a tree of `nodes` guesses is right once it is reached.
+  float chance(int slot, int drafter, int nodes, int d) const;
+  /// Of one level of depth, as a share of a round without guesses.
+  float price(int drafter, const Round&) const;
 
  private:
-  static constexpr int kFirstPause = 32, kLongestPause = 512, kTrialRounds = 3;  // rounds
-  static constexpr int kTrialGuesses = 3;
-  static constexpr float kPrior = 6, kFirstRight = 0.8f;
-  static constexpr float kMemory = 0.95f, kLongMemory = 0.995f;  // a guess
-  static constexpr double kPriceMemory = 0.9, kOdd = 3;          // a round
-
-  struct Slot {
-    float right = kPrior * kFirstRight, seen = kPrior;
-    int rest = 0, pause = kFirstPause;  // rounds left of one; of the next one
-    int trial = 0;                      // rounds left of one
-    bool tried = false, asked = false;  // a trial began since it last paid; any guess was made
+  /// What a drafter has shown over all texts.
+  struct Drafter {
+    DrafterTraits traits;
+    std::vector<int> sizes;          // of trees that are told apart, rising; chains are one size
+    std::vector<float> right, seen;  // [sizes, kMaxDepth]
+    double ms = 0, levels = 0;
+    bool asked = false;  // and so its price is known as well as it can be
   };
-  void start_trial(Slot& s) {
-    s.trial = kTrialRounds, s.tried = true;
-    if (guesses_ > 1) ms_ /= guesses_, guesses_ = 1;
+  /// What it has shown in a slot's text, and its rests there.
+  struct Record {
+    float odds = 1;            // of its guesses, over what all texts make of them
+    int rest = 0, pause = 0;   // rounds left of one; of the next one
+    int trial = 0, tried = 0;  // rounds left of one; rounds of them since it last paid or rested
+    bool asked = false;        // in any text
+  };
+  struct Wish {
+    int depth = 0, nodes = 0;
+    float rate = 0;
+  };
+  Record& at(int slot, int drafter) { return records_[slot * drafters_.size() + drafter]; }
+  const Record& at(int slot, int drafter) const {
+    return records_[slot * drafters_.size() + drafter];
   }
+  static int size_of(const Drafter&, int nodes);
+  /// Fills chances_ for a slot's text.
+  void look(int slot, int drafter) const;
+  Wish best(int slot, int drafter, const Round&, int depth) const;
+  void start_trial(int slot, int drafter);
+  bool lost(int slot, int drafter, float share);
 
-  std::vector<Slot> slots_;
-  float right_ = kPrior * kFirstRight, seen_ = kPrior;
-  double ms_ = 0, guesses_ = 0;
+  std::vector<Drafter> drafters_;
+  std::vector<Record> records_;         // [slot, drafter]
+  mutable std::vector<float> chances_;  // [sizes, kMaxDepth] of one look
 };
 
 }  // namespace stepladder

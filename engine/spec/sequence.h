@@ -18,9 +18,12 @@ struct Sequence {
 };
 using Batch = std::span<Sequence* const>;
 
-/// How many drafted tokens (the root not counted) a round wants for a sequence. 0, 0 = none.
+/// The draft a round wants for a sequence, the root not counted. A chain has as many nodes as it
+/// is deep. All 0 = none.
 struct Budget {
-  int at_least = 0, at_most = 0;
+  int at_least = 0;  // depth that is wished for
+  int at_most = 0;   // depth at most
+  int nodes = 0;     // guesses at most, on all branches together
 };
 
 }  // namespace stepladder

@@ -2,6 +2,7 @@
 // accepting and keeping are one call.
 #pragma once
 
+#include <optional>
 #include <span>
 
 #include "backends/backend.h"
@@ -34,6 +35,9 @@ class Verifier {
   /// what batch[i] emits in all: wanted[i] tokens, 1 to kMaxEmitted, or as many as there is room
   /// for. Conditions as for verify().
   virtual void extend(Batch, std::span<const int> wanted, std::span<RoundResult> out) = 0;
+  /// Milliseconds that the last verify() or extend() worked, as the part measured them itself: a
+  /// caller's clock would time a call that only queues. None when nothing was measured.
+  virtual std::optional<double> last_ms() const = 0;
 };
 
 }  // namespace stepladder

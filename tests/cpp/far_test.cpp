@@ -261,7 +261,10 @@ TEST_P(FarTest, ARoundIsOneUploadOneWaitAndOneSmallRead) {
       EXPECT_EQ(c.waits, rounds + blocks);
       EXPECT_EQ(c.reads, rounds);
       EXPECT_LE(c.largest_read, 256 * sequences);
-      EXPECT_EQ(c.replays, rounds + blocks);
+      // A round is one recording; one of a chain is another, which makes the next of it.
+      const int64_t chained = on_far.counts().chained - before.chained;
+      EXPECT_GE(c.replays, rounds + blocks);
+      EXPECT_LE(c.replays, rounds + blocks + 2 * chained);
       EXPECT_EQ(c.recordings, 0);  // other lengths, the recordings made at load
       EXPECT_EQ(c.operators, begins);
       EXPECT_EQ(c.allocations, 0);

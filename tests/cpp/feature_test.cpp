@@ -101,7 +101,7 @@ TEST_P(FeatureTest, TheyStandAfterARoundThatNobodyTookAndAfterAnotherText) {
   rig.feed(batch, 0, 64);
   DraftTrees trees(1, 64);
   trees.reset(0, s.tokens.back());
-  for (int x = 1; x < 20; ++x) trees.add(0, x - 1, (x * 37) % cell_.spec.vocab, 0.f);
+  for (int x = 1; x < 20; ++x) trees.add(0, x - 1, (x * 37) % cell_.spec.vocab);
   RoundResult result;
   rig.verifier->verify(batch, trees, {&result, 1});
   // The caller was cancelled: the round's tokens are not taken, another text shares 40 tokens.

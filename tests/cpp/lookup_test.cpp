@@ -22,7 +22,8 @@ class LookupTest : public ::testing::Test {
     Sequence s{slot, text, text.size()};
     std::vector<Sequence*> batch = {&s};
     DraftTrees trees(1, 64);
-    const Budget budget{1, most};
+    const Budget budget{1, most, most};
+    trees.reset(0, text.back());
     lookup.sync(batch);
     EXPECT_TRUE(lookup.read(batch, 1));
     EXPECT_TRUE(lookup.ready(s));
@@ -77,7 +78,7 @@ TEST_F(LookupTest, KeepsToTheBudgetTheTreeAndItsOwnLimit) {
   Sequence s{0, text, text.size()};
   std::vector<Sequence*> batch = {&s};
   DraftTrees trees(1, 3);
-  const Budget budget{5, 5};
+  const Budget budget{5, 5, 5};
   lookup.draft(batch, {&budget, 1}, trees);
   EXPECT_EQ(trees.count[0], 3);
 }

@@ -190,7 +190,7 @@ TEST_P(LongReplayTest, ASequenceFillsItsContextToTheLastPosition) {
     ASSERT_EQ(pair.subject->verifier->room(s), left);
     DraftTrees trees(1, 64);
     trees.reset(0, s.tokens.back());
-    for (int d = 1; d < left; ++d) trees.add(0, d - 1, 10 + d, 0.f);
+    for (int d = 1; d < left; ++d) trees.add(0, d - 1, 10 + d);
     expect_exact(check_trees(*pair.subject, batch, trees, *pair.plain, {Sampling{}}));
   }
 }

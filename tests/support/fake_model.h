@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <random>
 #include <span>
 #include <utility>
@@ -88,6 +89,9 @@ struct VerifierOptions {
   Model model;
   int context = 0, catch_up = 4, tree_capacity = 64;
   Flaw flaw = Flaw::none;
+  int ahead = 64;
+  // Milliseconds of a round: so many, and so many for each row. 0 = nothing is measured.
+  double ms = 0, row_ms = 0;
 };
 
 class FakeVerifier final : public Verifier {
@@ -125,8 +129,17 @@ class FakeVerifier final : public Verifier {
   }
   void verify(Batch batch, const DraftTrees& trees, std::span<RoundResult> out) override {
     ++rounds;
-    for (size_t i = 0; i < batch.size(); ++i)
-      verify_one(*batch[i], trees, static_cast<int>(i), out[i]);
+    ms_ = o_.ms;
+    for (size_t i = 0; i < batch.size(); ++i) {
+      const int tree = static_cast<int>(i);
+      ms_ += o_.row_ms * (lacking(*batch[i]) + trees.count[tree]);
+      largest_tree = std::max(largest_tree, trees.count[tree]);
+      verify_one(*batch[i], trees, tree, out[i]);
+    }
+    spent += ms_;
+  }
+  std::optional<double> last_ms() const override {
+    return o_.ms > 0 ? std::optional(ms_) : std::nullopt;
   }
 
   void extend(Batch batch, std::span<const int> wanted, std::span<RoundResult> out) override {
@@ -148,7 +161,11 @@ class FakeVerifier final : public Verifier {
     }
   }
 
-  int rounds = 0, largest_batch_tree = 0;
+  /// The clock of the part goes so many times as fast from now on.
+  void slow_down(double times) { o_.ms *= times, o_.row_ms *= times; }
+
+  int rounds = 0, largest_tree = 0;
+  double spent = 0;  // milliseconds in all rounds
 
  private:
   void feed(const Sequence& s, int rows) {
@@ -166,7 +183,7 @@ class FakeVerifier final : public Verifier {
           lacking(s));
     check(nodes >= 1 && nodes <= o_.tree_capacity, Code::internal, "verify: ", nodes, " nodes");
     check(trees.token_at(i, 0) == s.tokens.back(), Code::internal, "verify: another root");
-    check(static_cast<int>(s.tokens.size() - s.committed) <= o_.tree_capacity, Code::internal,
+    check(static_cast<int>(s.tokens.size() - s.committed) <= o_.ahead, Code::internal,
           "verify: too many tentative tokens");
     for (int x = 1; x < nodes; ++x) {
       check(trees.token_at(i, x) >= 0 && trees.token_at(i, x) < kVocab, Code::internal,
@@ -224,14 +241,18 @@ class FakeVerifier final : public Verifier {
   std::shared_ptr<Cache> cache_;
   std::shared_ptr<Rules> rules_;
   std::vector<int> usable_;
+  double ms_ = 0;
 };
 
 /// Guesses random trees or chains, often along a model's own greedy continuation; now and then it
-/// is not ready. Refuses to draft for a sequence it was not synced to.
+/// is not ready. Refuses to draft for a sequence it was not synced to, and leaves other drafters'
+/// trees alone.
 class FakeDrafter final : public Drafter {
  public:
-  FakeDrafter(Model model, int slots, bool chains, uint32_t seed)
-      : model_(model), chains_(chains), rng_(seed), synced_(slots) {}
+  /// `ms`: of each level of depth it draws; none = nothing is measured.
+  FakeDrafter(Model model, int slots, bool chains, uint32_t seed,
+              std::optional<double> ms = std::nullopt)
+      : model_(model), chains_(chains), rng_(seed), synced_(slots), each_(ms) {}
 
   void sync(Batch batch) override {
     for (const Sequence* s : batch) synced_[s->slot] = s->tokens;
@@ -239,36 +260,48 @@ class FakeDrafter final : public Drafter {
   bool read(Batch, int) override { return rng_() % 3 != 0; }
   bool ready(const Sequence&) const override { return rng_() % 8 != 0; }
   void draft(Batch batch, std::span<const Budget> budgets, DraftTrees& out) override {
+    double ms = 0;
     for (size_t i = 0; i < batch.size(); ++i) {
       const Sequence& s = *batch[i];
+      const Budget& budget = budgets[i];
       const int tree = static_cast<int>(i);
+      if (budget.at_most == 0) continue;
       out.reset(tree, s.tokens.back());
-      if (budgets[i].at_most == 0) continue;
       check(synced_[s.slot] == s.tokens, Code::internal, "draft: not synced");
-      check(budgets[i].at_least <= budgets[i].at_most, Code::internal, "draft: budget");
+      check(budget.at_least <= budget.at_most && budget.nodes >= 1, Code::internal,
+            "draft: budget");
+      check(!chains_ || budget.nodes == budget.at_most, Code::internal, "draft: a chain's nodes");
       std::vector<Entry> entry(1);
       for (size_t p = 0; p < s.tokens.size(); ++p)
         entry[0] = model_.step(p ? &entry[0] : nullptr, s.tokens[p]);
-      const int guesses =
-          static_cast<int>(rng_() % (static_cast<uint32_t>(budgets[i].at_most) + 1));
+      const int guesses = static_cast<int>(rng_() % (static_cast<uint32_t>(budget.nodes) + 1));
       for (int x = 1; x <= guesses; ++x) {
-        const int parent = chains_ || rng_() % 2 ? x - 1 : static_cast<int>(rng_() % x);
+        int parent = chains_ || rng_() % 2 ? x - 1 : static_cast<int>(rng_() % x);
+        while (out.depth_at(tree, parent) >= budget.at_most) parent = out.parent_at(tree, parent);
         const std::vector<float> logits = model_.logits(entry[parent]);
         Token guess =
             static_cast<Token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
         if (rng_() % 3 == 0) guess = static_cast<Token>(rng_() % kVocab);
-        out.add(tree, parent, guess, 0.f);
+        out.add(tree, parent, guess);
         entry.push_back(model_.step(&entry[parent], guess));
       }
+      largest_tree = std::max(largest_tree, out.count[tree]);
+      ms += each_.value_or(0) * out.depth[tree];
     }
+    if (each_) ms_ = ms;
   }
+  std::optional<double> last_ms() const override { return ms_; }
+  bool branches() const override { return !chains_; }
   void forget(int slot) override { synced_[slot].clear(); }
+
+  int largest_tree = 0;
 
  private:
   Model model_;
   bool chains_;
   mutable std::mt19937 rng_;
   std::vector<std::vector<Token>> synced_;
+  std::optional<double> each_, ms_;
 };
 
 /// What plain decoding gives: the target alone, token by token, by the choice rule.

@@ -2,6 +2,7 @@
 // the engine does, without its thread.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <string>
@@ -16,7 +17,8 @@ namespace stepladder {
 class CountedVerifier final : public Verifier {
  public:
   struct Counts {
-    int64_t rounds = 0, blocks = 0;
+    int64_t rounds = 0, blocks = 0;  // a chain of rounds counts once
+    int64_t chained = 0;             // rounds in chains
   };
   CountedVerifier(std::unique_ptr<ModelVerifier> inner, Counts& counts)
       : inner_(std::move(inner)), counts_(counts) {}
@@ -41,7 +43,11 @@ class CountedVerifier final : public Verifier {
   void extend(Batch batch, std::span<const int> wanted, std::span<RoundResult> out) override {
     ++counts_.rounds;
     inner_->extend(batch, wanted, out);
+    int longest = 0;
+    for (const RoundResult& r : out.first(batch.size())) longest = std::max(longest, r.emitted);
+    counts_.chained += longest;
   }
+  std::optional<double> last_ms() const override { return inner_->last_ms(); }
 
  private:
   std::unique_ptr<ModelVerifier> inner_;

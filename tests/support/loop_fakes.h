@@ -115,6 +115,8 @@ class FakeVerifier final : public Verifier {
     note(call);
   }
 
+  std::optional<double> last_ms() const override { return std::nullopt; }
+
   std::vector<FakeCall> calls() const {
     const std::lock_guard lock(mutex_);
     return calls_;
@@ -197,19 +199,20 @@ class FakeDrafter final : public Drafter {
   }
   void draft(Batch batch, std::span<const Budget> budgets, DraftTrees& out) override {
     for (size_t i = 0; i < batch.size(); ++i) {
-      out.reset(int(i), batch[i]->tokens.back());
       if (budgets[i].at_most == 0) continue;
+      out.reset(int(i), batch[i]->tokens.back());
       if (!ready(*batch[i])) throw std::logic_error("asked to draft before it had read");
       read_[batch[i]->slot] = batch[i]->tokens.size();
       std::vector<Token> path = batch[i]->tokens;
       for (int d = 0; d < budgets[i].at_most; ++d) {
         Token t = fake_next(path, side_.seeds[batch[i]->slot], vocab_);
         if (path.size() % 7 == 3) t = (t + 1) % vocab_;  // now and then it is wrong
-        if (out.add(int(i), d, t, 0) < 0) break;
+        if (out.add(int(i), d, t) < 0) break;
         path.push_back(t);
       }
     }
   }
+  std::optional<double> last_ms() const override { return std::nullopt; }
   void forget(int slot) override { read_[slot] = 0; }
 
   std::atomic<int> blocks{0};

@@ -217,7 +217,7 @@ void grow_tree(DraftTrees& trees, int i, const Sequence& sequence, int nodes, Ri
   while (trees.count[i] < nodes) {
     const int left = nodes - trees.count[i];
     if (told < ahead && (random.below(left) < ahead - told || random.below(4) == 0)) {
-      tip = trees.add(i, tip, next[told++], 0.f);
+      tip = trees.add(i, tip, next[told++]);
       continue;
     }
     int parent = random.below(2) ? tip : random.below(trees.count[i]);
@@ -225,7 +225,7 @@ void grow_tree(DraftTrees& trees, int i, const Sequence& sequence, int nodes, Ri
     // Now and then a token of the text to come: one that the penalties are asked about again.
     const bool known = !next.empty() && random.below(2);
     trees.add(i, parent,
-              known ? next[random.below(static_cast<int>(next.size()))] : random.below(vocab), 0.f);
+              known ? next[random.below(static_cast<int>(next.size()))] : random.below(vocab));
   }
 }
 

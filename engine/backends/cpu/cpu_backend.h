@@ -25,6 +25,7 @@ class CpuBackend : public Backend {
   void upload(void* to, const void* host_from, size_t bytes) override;
   void read(void* host_to, const void* from, size_t bytes) override;
   void wait() override;
+  bool runs_at_once() const override { return true; }
   std::unique_ptr<Recording> record(const std::function<void()>& body) override;
   std::vector<int> row_buckets() const override { return {1, 2, 4, 8, 16, 32, 64, 128}; }
   size_t kv_bytes(const KVSpec&) const override;

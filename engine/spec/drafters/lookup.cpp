@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <utility>
 
 #include "core/error.h"
@@ -74,13 +75,20 @@ class Lookup::Index {
     const Match match = find();
     if (match.length == 0) return 0;
     watched_ = {match, tokens_.size()};
-    const int count = worth(match.length, std::min(most, options_.tokens), cost);
+    const int count = worth(match.length, most, cost).guesses;
     for (int i = 0; i < count; ++i) {
       // A match that overlaps the end goes on into its own guesses: the text has a period.
       const size_t from = match.next + static_cast<size_t>(i);
       guesses[i] = from < tokens_.size() ? tokens_[from] : guesses[from - tokens_.size()];
     }
     return count;
+  }
+
+  /// What draft() would bring.
+  Forecast forecast(const std::vector<Token>& now, int most, const GuessCost& cost) const {
+    if (now.size() > static_cast<size_t>(options_.context)) return {};
+    const Match match = find();
+    return match.length == 0 ? Forecast{} : worth(match.length, most, cost);
   }
 
  private:
@@ -143,13 +151,16 @@ class Lookup::Index {
     return {length, static_cast<size_t>(end) + 1};
   }
 
-  // Tokens worth proposing after a match of this length.
-  int worth(int length, int most, const GuessCost& cost) const {
-    float reached = 1;
-    return worth_guessing(most, cost, 0, [&](int d) {
+  // Tokens worth proposing after a match of this length, and how many of them will be right.
+  Forecast worth(int length, int most, const GuessCost& cost) const {
+    float reached = 1, brings[kMaxEmitted] = {};
+    const int guesses = worth_guessing(std::min(most, options_.tokens), cost, 0, [&](int d) {
       const Trust& t = trust_[class_of(length + d - 1)];
-      return reached *= t.right / t.seen;
+      reached *= t.right / t.seen;
+      brings[d] = brings[d - 1] + reached;
+      return reached;
     });
+    return {guesses, brings[guesses]};
   }
 
   // Compares the last guess, made or only watched, with what came instead.
@@ -179,8 +190,8 @@ class Lookup::Index {
   Trust trust_[kClasses];
 };
 
-Lookup::Lookup(const LookupOptions& options)
-    : options_(options), cost_(RowCost(options.row_cost).guesses(1)) {
+Lookup::Lookup(const LookupOptions& options) : options_(options) {
+  RowCost(options.row_cost).fill(1, cost_);
   check(options.tokens >= 1 && options.tokens < kMaxEmitted, Code::invalid_argument,
         "lookup: tokens=", options.tokens, " must be 1 to ", kMaxEmitted - 1);
   check(options.ngram_min >= 1 && options.ngram_min <= options.ngram_max &&
@@ -206,17 +217,27 @@ void Lookup::sync(Batch batch) {
 }
 
 void Lookup::draft(Batch batch, std::span<const Budget> budgets, DraftTrees& out) {
+  const auto started = std::chrono::steady_clock::now();
   Token guesses[kMaxEmitted];
   for (size_t i = 0; i < batch.size(); ++i) {
-    const int sequence = static_cast<int>(i);
-    out.reset(sequence, batch[i]->tokens.back());
-    const int count =
-        budgets[i].at_most < 1
-            ? 0
-            : index_[batch[i]->slot].draft(batch[i]->tokens, budgets[i].at_most, cost_, guesses);
+    const int sequence = static_cast<int>(i), most = std::min(budgets[i].at_most, budgets[i].nodes);
+    if (most < 1) continue;
+    const std::vector<Token>& tokens = batch[i]->tokens;
+    out.reset(sequence, tokens.back());
+    const int count = index_[batch[i]->slot].draft(tokens, most, cost_, guesses);
     for (int d = 0; d < count; ++d)
-      if (out.add(sequence, d, guesses[d], 0.f) < 0) break;
+      if (out.add(sequence, d, guesses[d]) < 0) break;
   }
+  ms_ =
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - started).count();
+}
+
+void Lookup::weigh_rows(const GuessCost& cost) {
+  for (int n = 0; n <= cost_.most(); ++n) cost_[n] = cost[n];
+}
+
+Forecast Lookup::forecast(const Sequence& s, int most) const {
+  return index_[s.slot].forecast(s.tokens, most, cost_);
 }
 
 void Lookup::forget(int slot) { index_[slot].forget(); }

@@ -42,13 +42,17 @@ class Lookup final : public Drafter {
   bool ready(const Sequence&) const override { return true; }
   /// Chains of at most at_most tokens; at_least is not heeded.
   void draft(Batch, std::span<const Budget>, DraftTrees& out) override;
-  void weigh_rows(const GuessCost& cost) override { cost_ = cost; }
+  std::optional<double> last_ms() const override { return ms_; }
+  void weigh_rows(const GuessCost& cost) override;
+  bool forecasts() const override { return true; }
+  Forecast forecast(const Sequence&, int most) const override;
   void forget(int slot) override;
 
  private:
   class Index;
   LookupOptions options_;
-  GuessCost cost_;
+  GuessCost cost_{kMaxEmitted - 1};
+  double ms_ = 0;             // of the last draft
   std::vector<Index> index_;  // [slot]
 };
 

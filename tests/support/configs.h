@@ -32,7 +32,7 @@ class ConfigOnly final : public Checkpoint {
       if (n == name) return &info_;
     return nullptr;
   }
-  void read(std::string_view, std::span<std::byte>) const override { FAIL(); }
+  void read_slice(std::string_view, const Slice&, std::span<std::byte>) const override { FAIL(); }
 
  private:
   std::string where_ = "DIR";

@@ -12,8 +12,8 @@
 namespace stepladder {
 
 /// Parents come before children and node 0 is the root. A drafter that works on the host fills the
-/// arrays with reset() and add(); one that works on the backend sets `made` instead and knows of each
-/// tree how many nodes it has at most, and how deep it is.
+/// arrays with reset() and add(); one that works on the backend sets `made` instead and knows of
+/// each tree how many nodes it has at most, and how deep it is.
 struct DraftTrees {
   DraftTrees(int sequences, int capacity)
       : capacity(capacity),
@@ -22,10 +22,10 @@ struct DraftTrees {
         token(size_t(sequences) * capacity),
         parent(size_t(sequences) * capacity) {}
 
-  int capacity;  // nodes of the largest tree, root included
-  std::vector<int32_t> count, depth;  // [sequences]; depth: guesses on the longest path
+  int capacity;                        // nodes of the largest tree, root included
+  std::vector<int32_t> count, depth;   // [sequences]; depth: guesses on the longest path
   std::vector<int32_t> token, parent;  // [sequences, capacity]
-  TreeView made{};  // backend memory, when a drafter built the trees there
+  TreeView made{};                     // backend memory, when a drafter built the trees there
 
   int sequences() const { return static_cast<int>(count.size()); }
   Token token_at(int sequence, int node) const { return token[size_t(sequence) * capacity + node]; }

@@ -29,8 +29,8 @@ class Drafter {
   /// Whether the sequence has caught up; one that has not is asked for no drafts.
   virtual bool ready(const Sequence&) const = 0;
   /// Fills out's tree i for batch[i] within budget i: the root (its last token) and the guesses. A
-  /// tree whose budget is 0 is another drafter's and left alone. Call sync() first, for those with a
-  /// budget.
+  /// tree whose budget is 0 is another drafter's and left alone. Call sync() first, for those with
+  /// a budget.
   virtual void draft(Batch, std::span<const Budget>, DraftTrees& out) = 0;
   /// Milliseconds that the last draft() worked, as the part measured them itself: a caller's clock
   /// would time a call that only queues. None when nothing was measured.

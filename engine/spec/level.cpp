@@ -88,12 +88,12 @@ size_t Level::bytes(const LevelOptions& o, int choices) {
 Level::Below Level::below() const {
   Below out;
   float price = 1;
-  for (const Level* at = this; at && at->inner_;) {
+  for (const Level* at = this; at && at->inner_ && at->options_.tokens > 0;) {
     const LevelOptions& o = at->options_;
     Drafter* const inner = at->inner_.get();
     const bool fixed = !o.plan && !inner->forecasts();
     price *= o.guess_cost;
-    if (o.tokens > 0 && (at == this || !inner->reads_rows_above())) {
+    if (at == this || !inner->reads_rows_above()) {
       out.choices.push_back({inner, o.most});
       out.traits.push_back({.tokens = o.tokens,
                             .nodes = options_.tree_capacity - 1,
@@ -263,8 +263,7 @@ void Level::choose(const Sequence& s, int i, int limit, int sequences) {
   const Choice& choice = choices_[plan.drafter];
   const int most = choice.most > 0 ? std::min(depth, choice.most) : depth;
   asked_[i] = plan.drafter;
-  budgets_[i] = {std::min(plan.depth, most), most,
-                 choice.drafter->branches() ? plan.nodes : most};
+  budgets_[i] = {std::min(plan.depth, most), most, choice.drafter->branches() ? plan.nodes : most};
 }
 
 /// Lets the drafters that were chosen draft. Returns milliseconds, none where one was not measured.
@@ -319,8 +318,7 @@ void Level::advance(Batch batch, std::span<const int> limit, std::span<const cha
   verifier_->verify(batch, trees_, out);
   const std::optional<double> verifying = verifier_->last_ms();
   round_ms_ = sum(drafting, verifying);
-  if (verifying)
-    row_cost_.add(std::accumulate(rows_.begin(), rows_.begin() + n, 0), *verifying);
+  if (verifying) row_cost_.add(std::accumulate(rows_.begin(), rows_.begin() + n, 0), *verifying);
   row_cost_.fill(n, guess_cost_);
   for (int i = 0; i < n; ++i) {
     stats_[batch[i]->slot].verify_ms += verifying.value_or(0) / n;

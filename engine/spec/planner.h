@@ -30,12 +30,13 @@ int worth_guessing(int most, const GuessCost& rows, float each, Reached reached)
 
 /// One drafter that a level may ask, as its planner sees it.
 struct DrafterTraits {
-  int tokens = 0;         // depth asked for at most
-  int nodes = 0;          // guesses of its largest tree
-  bool branches = false;  // its drafts are trees: the number of guesses is chosen beside the depth
+  int tokens = 0;          // depth asked for at most
+  int nodes = 0;           // guesses of its largest tree
+  bool branches = false;   // its drafts are trees: the number of guesses is chosen beside the depth
   bool forecasts = false;  // says each round what it would bring; never rests
   bool fixed = false;      // asked for `tokens` whether it pays or not; never rests
-  float price = 0;  // of one level of depth, as a share of a round of one row, where none is measured
+  float price =
+      0;  // of one level of depth, as a share of a round of one row, where none is measured
 };
 
 /// Plans for the sequences of one level, over the drafters it may ask: the one right below it, and
@@ -60,9 +61,9 @@ class Planner {
 
   /// What is known before a round of one of `sequences` sequences.
   struct Round {
-    int depth = 0;             // guesses on a path at most
-    const GuessCost& rows;     // of checking
-    const RowCost& time;       // of rounds
+    int depth = 0;          // guesses on a path at most
+    const GuessCost& rows;  // of checking
+    const RowCost& time;    // of rounds
     int sequences = 1;
   };
   /// What a drafter has to say before a round.
@@ -101,16 +102,18 @@ class Planner {
   /// What a drafter has shown over all texts.
   struct Drafter {
     DrafterTraits traits;
-    std::vector<int> sizes;  // of trees that are told apart, rising; chains are one size
+    std::vector<int> sizes;          // of trees that are told apart, rising; chains are one size
     std::vector<float> right, seen;  // [sizes, kMaxDepth]
     double ms = 0, levels = 0;
     bool asked = false;  // and so its price is known as well as it can be
   };
   /// What it has shown in a slot's text, and its rests there.
   struct Record {
-    float odds = 1;         // of its guesses, over what all texts make of them
-    int rest = 0, pause = 0;  // rounds left of one; of the next one
+    float odds = 1,
+          step = 0;  // of its guesses, over what all texts make of them; how fast they move
+    int rest = 0, pause = 0;   // rounds left of one; of the next one
     int trial = 0, tried = 0;  // rounds left of one; rounds of them since it last paid or rested
+    int won = 0;               // rounds it was asked for its worth since it last rested
     bool asked = false;        // in any text
   };
   struct Wish {
@@ -129,7 +132,7 @@ class Planner {
   bool lost(int slot, int drafter, float share);
 
   std::vector<Drafter> drafters_;
-  std::vector<Record> records_;  // [slot, drafter]
+  std::vector<Record> records_;         // [slot, drafter]
   mutable std::vector<float> chances_;  // [sizes, kMaxDepth] of one look
 };
 

@@ -328,7 +328,8 @@ TEST(Planner, AsksForTheBestOfATableItKnows) {
   }
 }
 
-// It knows nothing but what its own rounds show; trials, and what it tries for its ignorance, count.
+// It knows nothing but what its own rounds show; trials, and what it tries for its ignorance,
+// count.
 TEST(Planner, FindsTheBestOfATableByItself) {
   int close = 0;
   for (uint32_t seed = 1; seed <= 1000; ++seed) {

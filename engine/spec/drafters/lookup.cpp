@@ -154,13 +154,12 @@ class Lookup::Index {
   // Tokens worth proposing after a match of this length, and how many of them will be right.
   Forecast worth(int length, int most, const GuessCost& cost) const {
     float reached = 1, brings[kMaxEmitted] = {};
-    const int guesses =
-        worth_guessing(std::min(most, options_.tokens), cost, 0, [&](int d) {
-          const Trust& t = trust_[class_of(length + d - 1)];
-          reached *= t.right / t.seen;
-          brings[d] = brings[d - 1] + reached;
-          return reached;
-        });
+    const int guesses = worth_guessing(std::min(most, options_.tokens), cost, 0, [&](int d) {
+      const Trust& t = trust_[class_of(length + d - 1)];
+      reached *= t.right / t.seen;
+      brings[d] = brings[d - 1] + reached;
+      return reached;
+    });
     return {guesses, brings[guesses]};
   }
 
@@ -229,8 +228,8 @@ void Lookup::draft(Batch batch, std::span<const Budget> budgets, DraftTrees& out
     for (int d = 0; d < count; ++d)
       if (out.add(sequence, d, guesses[d]) < 0) break;
   }
-  ms_ = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - started)
-            .count();
+  ms_ =
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - started).count();
 }
 
 void Lookup::weigh_rows(const GuessCost& cost) {

@@ -52,7 +52,7 @@ class Lookup final : public Drafter {
   class Index;
   LookupOptions options_;
   GuessCost cost_{kMaxEmitted - 1};
-  double ms_ = 0;  // of the last draft
+  double ms_ = 0;             // of the last draft
   std::vector<Index> index_;  // [slot]
 };
 

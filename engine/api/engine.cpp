@@ -177,7 +177,7 @@ class Loader {
     for (size_t k = plan_.levels.size(); k-- > 0;) {
       LevelOptions options = level_options(plan_, static_cast<int>(k));
       options.row_cost = row_cost(loaded_[k]);
-      // A pass of the drafter for each token; a lookup makes none.
+      // A pass of the drafter for each guess; a lookup makes none.
       options.guess_cost = k + 1 < loaded_.size() ? pass_cost(loaded_[k + 1], loaded_[k]) : 0;
       auto level = std::make_unique<Level>(std::move(loaded_[k].verifier), std::move(inner),
                                            std::move(options));

@@ -207,7 +207,7 @@ class Loader {
       out.head = format_label(l.model->head().desc());
       out.act = l.act == Act::a8 ? "a8" : "a16";
       out.weight_bytes = l.weight_bytes, out.pass_bytes = l.model->pass_bytes(l.act);
-      out.cache_bytes = l.cache_bytes;
+      out.cache_bytes = l.cache_bytes, out.recordings = l.verifier->recordings();
       out.tokens = k ? plan_.levels[k - 1].drafts : 0;
       info.total_bytes += l.weight_bytes;
       info.levels.push_back(std::move(out));

@@ -1,5 +1,5 @@
-// Levels that step aside where that is faster, by what the parts say of their own time, and trees of
-// any width: over a model of five words, and always with the text of plain decoding.
+// Levels that step aside where that is faster, by what the parts say of their own time, and trees
+// of any width: over a model of five words, and always with the text of plain decoding.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -113,8 +113,7 @@ struct Ladder {
     };
     std::unique_ptr<Drafter> inner;
     if (with_leaf) {
-      auto drafter =
-          std::make_unique<Greedy>(Model{.seed = 11, .level = 2, .agree = 0.75}, 0.2);
+      auto drafter = std::make_unique<Greedy>(Model{.seed = 11, .level = 2, .agree = 0.75}, 0.2);
       leaf = drafter.get();
       leaf->bound = bound;
       inner = std::move(drafter);
@@ -226,12 +225,11 @@ TEST(Level, DoesNotTakeADrafterForFreeThatOnlyQueues) {
     auto drafter = std::make_unique<Greedy>(Model{.seed = 11, .level = 2, .agree = 0.6}, each);
     const Greedy& below = *drafter;
     auto rules = std::make_shared<fake::Rules>(1);
-    Level level(std::make_unique<FakeVerifier>(
-                    fake::VerifierOptions{
-                        .model = {.seed = 11}, .context = 2000, .ms = 10, .row_ms = 0.1},
-                    std::make_shared<fake::Cache>(1), rules),
-                std::move(drafter),
-                {.tokens = 6, .plan = true, .guess_cost = assumed, .context = 2000});
+    Level level(
+        std::make_unique<FakeVerifier>(
+            fake::VerifierOptions{.model = {.seed = 11}, .context = 2000, .ms = 10, .row_ms = 0.1},
+            std::make_shared<fake::Cache>(1), rules),
+        std::move(drafter), {.tokens = 6, .plan = true, .guess_cost = assumed, .context = 2000});
     Sequence s{0, {1, 2, 3}, 3};
     Sequence* const batch[] = {&s};
     const int limit = kMaxEmitted;
@@ -257,15 +255,15 @@ TEST(Level, ReportsItsOwnTimeOnlyWhenEveryPartDoes) {
   for (const bool verifier_says : {true, false})
     for (const bool drafter_says : {true, false}) {
       auto rules = std::make_shared<fake::Rules>(1);
-      Level level(std::make_unique<FakeVerifier>(
-                      fake::VerifierOptions{.model = {.seed = 11},
-                                            .context = 100,
-                                            .ms = verifier_says ? 10. : 0.,
-                                            .row_ms = 1},
-                      std::make_shared<fake::Cache>(1), rules),
-                  std::make_unique<Greedy>(Model{.seed = 11, .level = 2},
-                                           drafter_says ? std::optional(0.5) : std::nullopt),
-                  {.tokens = 3, .context = 100});
+      Level level(
+          std::make_unique<FakeVerifier>(fake::VerifierOptions{.model = {.seed = 11},
+                                                               .context = 100,
+                                                               .ms = verifier_says ? 10. : 0.,
+                                                               .row_ms = 1},
+                                         std::make_shared<fake::Cache>(1), rules),
+          std::make_unique<Greedy>(Model{.seed = 11, .level = 2},
+                                   drafter_says ? std::optional(0.5) : std::nullopt),
+          {.tokens = 3, .context = 100});
       Sequence s{0, {1}, 1};
       Sequence* const batch[] = {&s};
       DraftTrees trees(1, 64);

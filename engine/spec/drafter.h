@@ -36,6 +36,9 @@ class Drafter {
   /// anything is drafted, once for each verifier that may ask. A drafter that works on the backend
   /// records what it needs to write there.
   virtual void attach(const TreeView&) {}
+  /// Whether it writes its trees there; it then writes those of a whole batch, roots alone for
+  /// those whose budget is 0.
+  virtual bool drafts_on_backend() const { return false; }
   /// Milliseconds that the last draft() worked, as the part measured them itself: a caller's clock
   /// would time a call that only queues. None when nothing was measured.
   virtual std::optional<double> last_ms() const = 0;

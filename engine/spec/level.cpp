@@ -292,6 +292,17 @@ void Level::choose(Batch batch, int i, int limit) {
   budgets_[i] = {std::min(plan.depth, most), most, choice.drafter->branches() ? plan.nodes : most};
 }
 
+/// Trees made on the backend are those of the whole batch: where one sequence asks for such, those
+/// that would ask somebody else ask nobody this time.
+void Level::keep_to_one_side(int sequences) {
+  const auto there = [this](int k) { return k >= 0 && choices_[k].drafter->drafts_on_backend(); };
+  const auto end = asked_.begin() + sequences, first = std::find_if(asked_.begin(), end, there);
+  if (first == end) return;
+  const int one = *first;
+  for (int i = 0; i < sequences; ++i)
+    if (asked_[i] != one) asked_[i] = -1, budgets_[i] = {};
+}
+
 /// Lets the drafters that were chosen draft. Returns milliseconds, none where one was not measured.
 std::optional<double> Level::fill_trees(Batch batch, std::span<const int> limit,
                                         std::span<const char> drafts) {
@@ -303,6 +314,7 @@ std::optional<double> Level::fill_trees(Batch batch, std::span<const int> limit,
     asked_[i] = -1, budgets_[i] = {};
     if (drafts[i]) choose(batch, i, limit[i]);
   }
+  keep_to_one_side(n);
   std::optional<double> took = 0;
   for (int k = 0; k < static_cast<int>(choices_.size()); ++k) took = sum(took, ask(k, batch));
   return took;

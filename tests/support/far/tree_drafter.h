@@ -29,6 +29,7 @@ class TreeDrafter final : public Drafter {
   bool ready(const Sequence&) const override;
   void attach(const TreeView&) override;
   bool branches() const override { return true; }
+  bool drafts_on_backend() const override { return true; }
   bool reads_rows_above() const override { return true; }
   void draft(Batch, std::span<const Budget>, DraftTrees& out) override;
   /// Its work is queued and nobody has timed it.

@@ -169,7 +169,7 @@ Matrix make(const Case& c, const Shape& shape, const Options& o, const Pages& pa
   }
   for (const LinearKernel& kernel : linear_kernels())
     if (kernel.family == "cpu/" + o.isa && std::string(kernel.format) == c.format &&
-        kernel.act == c.act)
+        kernel.mode.act == c.act)
       m.kernel = &kernel;
   check(m.kernel != nullptr, Code::unsupported, "bench: there is no kernel for ", c.format, " on ",
         o.isa);
@@ -203,7 +203,7 @@ Times time_rows(const Matrix& m, int rows, ThreadPool& pool, const Options& o, c
   args.live = {&total, nullptr, rows};
   args.y = {y.data(), DType::f32, rows, n};
   args.x = {x.data(), type, rows, k};
-  args.x8 = {args.live, args.x, group, q.data(), scale.data(), sum.data()};
+  args.x8 = {args.live, args.x, group, group, q.data(), scale.data(), sum.data()};
   args.act = m.act;
   args.weight = {m.weight.desc, n, k, nullptr, m.bytes, nullptr};
 

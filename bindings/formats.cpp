@@ -58,7 +58,7 @@ FormatInfo describe(const WeightFormat& format) {
   constexpr int kWidth = 128;  // every group divides it
   const std::vector<float> zeros(kWidth);
   FormatInfo out{format.name, format.alias ? format.alias : ""};
-  for (Act act : format.acts) out.acts.emplace_back(act == Act::a8 ? "a8" : "a16");
+  for (ActMode mode : format.acts) out.acts.emplace_back(mode.act == Act::a8 ? "a8" : "a16");
   if (!format.cast) return out;
   const FormatDesc desc = format.cast(zeros, 1, kWidth, 0).desc;
   out.castable = true;

@@ -1,3 +1,11 @@
+# sl_for_isa(TARGET ISA): compiles the target's files for one instruction set.
+function(sl_for_isa target isa)
+  target_link_libraries(${target} PRIVATE sl_flags)
+  target_compile_definitions(${target} PRIVATE SL_ISA=${isa} SL_ISA_${isa}=1)
+  target_compile_options(${target} PRIVATE -O3 -fno-math-errno -fno-trapping-math ${SL_FLAGS_${isa}})
+  target_include_directories(${target} PRIVATE $<TARGET_PROPERTY:sl_json,INTERFACE_INCLUDE_DIRECTORIES>)
+endfunction()
+
 # sl_layer(NAME GLOBS [LINK targets...] [PER_ISA globs]): the static library sl_NAME from the files
 # that match. PER_ISA files are compiled once for each instruction set, with SL_ISA set to its name,
 # which they use as their namespace.
@@ -10,10 +18,7 @@ function(sl_layer name globs)
     if(isa_sources)
       foreach(isa ${SL_ISAS})
         add_library(sl_${name}_${isa} OBJECT ${isa_sources})
-        target_link_libraries(sl_${name}_${isa} PRIVATE sl_flags)
-        target_compile_definitions(sl_${name}_${isa} PRIVATE SL_ISA=${isa} SL_ISA_${isa}=1)
-        target_compile_options(sl_${name}_${isa} PRIVATE -O3 -fno-math-errno -fno-trapping-math ${SL_FLAGS_${isa}})
-        target_include_directories(sl_${name}_${isa} PRIVATE $<TARGET_PROPERTY:sl_json,INTERFACE_INCLUDE_DIRECTORIES>)
+        sl_for_isa(sl_${name}_${isa} ${isa})
         list(APPEND objects $<TARGET_OBJECTS:sl_${name}_${isa}>)
       endforeach()
     endif()

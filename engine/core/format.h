@@ -8,9 +8,18 @@
 
 namespace stepladder {
 
-/// Precision of the activations a linear layer multiplies with. a16: the model's 16-bit type;
-/// a8: int8 per token, and per weight group where the weight has groups.
+/// Precision of the activations a linear layer multiplies with, which a level may ask for. a16: the
+/// model's 16-bit type; a8: int8.
 enum class Act : uint8_t { a16, a8 };
+/// What int8 activations share a scale over: a token, or of each token the k of a weight group.
+enum class Per : uint8_t { token, group };
+/// How a weight takes its activations; with a16 there are no scales, and `per` is token.
+struct ActMode {
+  Act act = Act::a16;
+  Per per = Per::token;
+};
+constexpr ActMode kA16{Act::a16, Per::token};
+constexpr ActMode kA8PerToken{Act::a8, Per::token}, kA8PerGroup{Act::a8, Per::group};
 
 /// One code per weight; `group` consecutive k share a scale (0: one scale per output channel,
 /// and no scale at all when `scaled` is false).

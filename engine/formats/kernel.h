@@ -10,11 +10,11 @@ namespace stepladder {
 
 struct WeightRows;
 
-/// A fast path: one (format, act, kernel family). Kernels that name the same layout share one
-/// packed copy of the bytes.
+/// A fast path: one (format, activation mode, kernel family). Kernels that name the same layout
+/// share one packed copy of the bytes.
 struct LinearKernel {
   const char* format;
-  Act act;
+  ActMode mode;
   const char* family;  // Backend::kernels() it is for
   const char* layout;
   bool (*supports)(const FormatDesc&, int n, int k);  // never asks how many rows

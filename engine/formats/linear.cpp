@@ -10,11 +10,11 @@ namespace {
 
 size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-const LinearKernel* find_kernel(const Backend& backend, const FormatDesc& desc, Act act, int n,
+const LinearKernel* find_kernel(const Backend& backend, const FormatDesc& desc, ActMode mode, int n,
                                 int k) {
   const std::string family = backend.kernels();
   for (const LinearKernel& kernel : linear_kernels())
-    if (kernel.act == act && family == kernel.family &&
+    if (kernel.mode.act == mode.act && kernel.mode.per == mode.per && family == kernel.family &&
         std::string_view(kernel.format) == desc.name && kernel.supports(desc, n, k))
       return &kernel;
   return nullptr;
@@ -28,9 +28,11 @@ Linear::Linear(const Backend& backend, const FormatDesc& desc, int n, int k, boo
   const auto acts = format_named(desc_.name).acts;
   for (const Act act : wanted) {
     if (runs(act)) continue;
-    check(std::find(acts.begin(), acts.end(), act) != acts.end(), Code::unsupported, desc_.name,
-          " weights do not run with ", act == Act::a8 ? "int8" : "16-bit", " activations");
-    const LinearKernel* kernel = generic ? nullptr : find_kernel(backend, desc_, act, n_, k_);
+    const auto mode =
+        std::find_if(acts.begin(), acts.end(), [&](const ActMode& m) { return m.act == act; });
+    check(mode != acts.end(), Code::unsupported, desc_.name, " weights do not run with ",
+          act == Act::a8 ? "int8" : "16-bit", " activations");
+    const LinearKernel* kernel = generic ? nullptr : find_kernel(backend, desc_, *mode, n_, k_);
     const std::string layout = kernel ? kernel->layout : "described";
     auto copy = std::find_if(copies_.begin(), copies_.end(),
                              [&](const Copy& c) { return c.layout == layout; });
@@ -40,7 +42,7 @@ Linear::Linear(const Backend& backend, const FormatDesc& desc, int n, int k, boo
       copies_.push_back({layout, bytes, nullptr, kernel});
       copy = copies_.end() - 1;
     }
-    modes_.push_back({act, kernel, static_cast<int>(copy - copies_.begin())});
+    modes_.push_back({*mode, kernel, static_cast<int>(copy - copies_.begin())});
   }
 }
 
@@ -90,7 +92,8 @@ std::vector<std::byte> pack(const LinearKernel* kernel, const CanonicalWeight& w
 ProjectWeight Linear::in(Act act) const {
   const Mode& m = mode(act);
   const Copy& copy = copies_[m.copy];
-  return {{desc_, n_, k_, copy.data, copy.bytes, bias_}, act, m.kernel ? m.kernel->run : nullptr};
+  return {
+      {desc_, n_, k_, copy.data, copy.bytes, bias_}, m.mode, m.kernel ? m.kernel->run : nullptr};
 }
 
 size_t Linear::pass_bytes(Act act) const {
@@ -98,12 +101,13 @@ size_t Linear::pass_bytes(Act act) const {
 }
 
 bool Linear::runs(Act act) const {
-  return std::any_of(modes_.begin(), modes_.end(), [&](const Mode& m) { return m.act == act; });
+  return std::any_of(modes_.begin(), modes_.end(),
+                     [&](const Mode& m) { return m.mode.act == act; });
 }
 
 const Linear::Mode& Linear::mode(Act act) const {
   for (const Mode& m : modes_)
-    if (m.act == act) return m;
+    if (m.mode.act == act) return m;
   fail(Code::internal, "linear: ", desc_.name, " was not built for ",
        act == Act::a8 ? "int8" : "16-bit", " activations");
 }

@@ -43,8 +43,8 @@ void dequantize(const WeightRows&, float* out);
 /// The one constant a format's folder exports, named like the folder.
 struct WeightFormat {
   const char* name;
-  /// Activation modes it runs in; the first is the default.
-  std::span<const Act> acts;
+  /// Activation modes it runs in, at most one a precision; the first is the default.
+  std::span<const ActMode> acts;
   /// Whether the checkpoint's config.json says that `prefix` ("model.layers.0.mlp.down_proj") is
   /// stored this way.
   bool (*recognises)(const Checkpoint&, const std::string& prefix);
@@ -111,7 +111,7 @@ class Linear {
 
  private:
   struct Mode {
-    Act act;
+    ActMode mode;
     const LinearKernel* kernel;  // null = described
     int copy;                    // index of its packed copy
   };

@@ -12,6 +12,7 @@
 #include "backends/cpu/cpu_backend.h"
 #include "core/arena.h"
 #include "formats/linear.h"
+#include "support/isa/nibble_kernels.h"
 
 namespace stepladder {
 namespace {
@@ -79,22 +80,28 @@ CanonicalWeight random_weight(const Variant& v, int n, int k, std::mt19937& rand
 
 /// Tokens in 16 bits and, for a8, in int8 by the definition of the quantize operator.
 struct Tokens {
-  int rows, k, group;
+  int rows, k, group, sum_group;
   DType type;
   std::vector<uint16_t> x;
   std::vector<int8_t> q;
   std::vector<float> scale;
   std::vector<int32_t> sum;
 
-  Tokens(DType t, int rows_, int k_, int group_, std::mt19937& random)
-      : rows(rows_), k(k_), group(group_ ? group_ : k_), type(t), x(size_t(rows) * k) {
+  Tokens(DType t, int rows_, int k_, int group_, std::mt19937& random, int sum_group_ = 0)
+      : rows(rows_),
+        k(k_),
+        group(group_ ? group_ : k_),
+        sum_group(sum_group_ ? sum_group_ : group),
+        type(t),
+        x(size_t(rows) * k) {
     std::normal_distribution<float> normal;
     for (size_t i = 0; i < x.size(); ++i)
       x[i] = to_16(type, normal(random) * (i % 37 ? 1.f : 30.f));
     quantize();
   }
   void quantize() {
-    q.assign(x.size(), 0), scale.assign(x.size() / group, 0), sum.assign(scale.size(), 0);
+    q.assign(x.size(), 0), scale.assign(x.size() / group, 0);
+    sum.assign(x.size() / sum_group, 0);
     for (size_t g = 0; g < scale.size(); ++g) {
       float amax = 0;
       for (int i = 0; i < group; ++i)
@@ -104,7 +111,7 @@ struct Tokens {
       for (int i = 0; i < group; ++i) {
         const size_t at = g * group + i;
         q[at] = static_cast<int8_t>(std::nearbyint(from_16(type, x[at]) / scale[g]));
-        sum[g] += q[at];
+        sum[at / sum_group] += q[at];
       }
     }
   }
@@ -125,7 +132,7 @@ struct Call {
   bool accumulate = false;
 
   void operator()(float* y, Tokens& t, int first, int rows) const {
-    const int k = weight->k, n = weight->n, groups = k / t.group;
+    const int k = weight->k, n = weight->n, groups = k / t.group, sums = k / t.sum_group;
     int32_t total = rows;
     LinearArgs a{};
     a.live = {&total, nullptr, rows + 3};  // capacity beyond what is live
@@ -134,9 +141,10 @@ struct Call {
     a.x8 = {a.live,
             a.x,
             t.group,
+            t.sum_group,
             t.q.data() + size_t(first) * k,
             t.scale.data() + size_t(first) * groups,
-            t.sum.data() + size_t(first) * groups};
+            t.sum.data() + size_t(first) * sums};
     a.act = act;
     a.weight = {weight->desc, n, k,
                 packed,       0, weight->bias.empty() ? nullptr : weight->bias.data()};
@@ -179,7 +187,7 @@ class LinearKernelTest : public ::testing::TestWithParam<Cell> {
     if (GetParam().generic) return nullptr;
     for (const LinearKernel& kernel : linear_kernels())
       if (std::string(kernel.family) == "cpu/" + GetParam().isa &&
-          std::string(kernel.format) == v_.format && kernel.act == v_.act)
+          std::string(kernel.format) == v_.format && kernel.mode.act == v_.act)
         return &kernel;
     ADD_FAILURE() << "no kernel";
     return nullptr;
@@ -344,7 +352,7 @@ TEST(MxFp4, TakesEveryScaleThatIsNotNaN) {
 TEST(Int8Activations, SumsAreExactAtTheirLargest) {
   for (const auto& isa : available_isas())
     for (const LinearKernel& kernel : linear_kernels()) {
-      if (kernel.act != Act::a8 || kernel.family != "cpu/" + isa) continue;
+      if (kernel.mode.act != Act::a8 || kernel.family != "cpu/" + isa) continue;
       const bool int4 = std::string(kernel.format) == "w4a16";
       for (const int k : {1536, 65536})
         for (const int8_t x : {127, -127}) {
@@ -369,6 +377,39 @@ TEST(Int8Activations, SumsAreExactAtTheirLargest) {
           EXPECT_EQ(y, wanted) << kernel.format << " on " << isa << ", k " << k;
         }
     }
+}
+
+/// Nibbles per channel and in groups, with one scale a token; the sums are longer than what the
+/// bodies prepare of a token at a time.
+TEST(Int8Activations, NibblesOfEveryLengthRunWithOneScaleAToken) {
+  std::mt19937 random(11);
+  for (const auto& isa : available_isas())
+    for (const int group : {0, 32, 128})
+      for (const int k : {128, 512, 640, 1024, 2176, 4096}) {
+        const LinearKernel* kernel = nibble_kernel(isa, group != 0);
+        if (!kernel) continue;
+        const int n = 70, rows = 13;
+        const Variant v{"", "", Act::a8, DType::i4, kF32, group, kBf16};
+        const CanonicalWeight w = random_weight(v, n, k, random);
+        const std::vector<std::byte> packed = pack(kernel, w);
+        Tokens t(kBf16, rows, k, k, random, group);
+        std::vector<float> y(size_t(rows) * n), alone(y.size());
+        const Call run{kernel, nullptr, Act::a8, &w, packed.data()};
+        run(y.data(), t, 0, rows);
+        for (int r = 0; r < rows; ++r) run(alone.data() + size_t(r) * n, t, r, 1);
+        EXPECT_EQ(0, std::memcmp(y.data(), alone.data(), y.size() * 4));
+        for (int r = 0; r < rows; ++r)
+          for (int o = 0; o < n; ++o) {
+            double exact = 0, norm = 0;
+            for (int i = 0; i < k; ++i) {
+              const double term = w.at(o, i) * t.at(Act::a8, r, i);
+              exact += term, norm += std::fabs(term);
+            }
+            // Integers sum exactly; each group is scaled twice and added.
+            ASSERT_NEAR(y[size_t(r) * n + o], exact, (w.desc.groups(k) + 4) * 0x1p-24 * norm)
+                << isa << ", group " << group << ", k " << k << ", output " << r << ", " << o;
+          }
+      }
 }
 
 TEST(Linear, SharesOneCopyBetweenTheModesOfALayout) {
@@ -468,11 +509,11 @@ TEST(Linear, RefusesAModeTheFormatLacks) {
 TEST(Registry, HasAKernelForEveryModeOnEveryInstructionSet) {
   for (const auto& isa : available_isas())
     for (const WeightFormat* format : formats())
-      for (const Act act : format->acts) {
+      for (const ActMode mode : format->acts) {
         int found = 0;
         for (const LinearKernel& kernel : linear_kernels())
-          found += std::string(kernel.format) == format->name && kernel.act == act &&
-                   kernel.family == "cpu/" + isa;
+          found += std::string(kernel.format) == format->name && kernel.mode.act == mode.act &&
+                   kernel.mode.per == mode.per && kernel.family == "cpu/" + isa;
         EXPECT_EQ(found, 1) << format->name << " on " << isa;
       }
 }

@@ -69,7 +69,7 @@ class Reference {
     for (int i = 0; i < n; ++i)
       for (int j = 0; j < k; ++j) values[size_t(i) * k + j] = w.at(i, j);
     if (body && checkpoint_.find(prefix + ".bias")) bias = floats(prefix + ".bias", {n});
-    const Act only = format_named(w.desc.name).acts[0];
+    const Act only = format_named(w.desc.name).acts[0].act;
     const bool int8 = rounded_ && body && (act_ == Act::a8 || only == Act::a8);
     const int group = w.desc.group ? w.desc.group : k;
     Matrix out(x.size(), std::vector<double>(n));

@@ -75,9 +75,9 @@ struct F16 : Dense, PlainCodec {
 
 void run(const LinearArgs& a, Lane lane) {
   if (a.weight.desc.code == DType::f16)
-    product<F16, Act::a16>(a, F16(a), lane);
+    product<F16, kA16>(a, F16(a), lane);
   else
-    product<Bf16, Act::a16>(a, Bf16(a), lane);
+    product<Bf16, kA16>(a, Bf16(a), lane);
 }
 
 #endif
@@ -86,7 +86,7 @@ constexpr CpuKernel kRun{{}, run};
 
 }  // namespace
 
-extern const LinearKernel dense_kernels[] = {{"dense", Act::a16, "cpu/" SL_ISA_NAME, "dense.t32",
+extern const LinearKernel dense_kernels[] = {{"dense", kA16, "cpu/" SL_ISA_NAME, "dense.t32",
                                               dense::supports, dense::packed_bytes, dense::pack,
                                               &kRun}};
 extern const int dense_kernel_count = 1;

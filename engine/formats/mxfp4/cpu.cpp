@@ -111,7 +111,7 @@ struct Codec : Groups, PlainCodec {
   }
 };
 
-void run(const LinearArgs& a, Lane lane) { product<Codec, Act::a16>(a, Codec(a), lane); }
+void run(const LinearArgs& a, Lane lane) { product<Codec, kA16>(a, Codec(a), lane); }
 
 #endif
 
@@ -119,7 +119,7 @@ constexpr CpuKernel kRun{{}, run};
 
 }  // namespace
 
-extern const LinearKernel mxfp4_kernels[] = {{"mxfp4", Act::a16, "cpu/" SL_ISA_NAME, "mxfp4.t32",
+extern const LinearKernel mxfp4_kernels[] = {{"mxfp4", kA16, "cpu/" SL_ISA_NAME, "mxfp4.t32",
                                               mxfp4::supports, mxfp4::packed_bytes, mxfp4::pack,
                                               &kRun}};
 extern const int mxfp4_kernel_count = 1;

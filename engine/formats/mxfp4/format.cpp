@@ -106,7 +106,7 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
   return w;
 }
 
-constexpr Act kActs[] = {Act::a16};
+constexpr ActMode kActs[] = {kA16};
 
 }  // namespace
 

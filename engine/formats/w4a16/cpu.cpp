@@ -68,7 +68,9 @@ void run_a16(const LinearArgs& a, Lane lane) {
   else
     product<Codec, PairTokens>(a, Codec(a), lane);
 }
-void run_a8(const LinearArgs& a, Lane lane) { product_a8<Codec, NibbleTokens>(a, Codec(a), lane); }
+void run_a8(const LinearArgs& a, Lane lane) {
+  product_a8<Codec, NibbleTokens, Per::group>(a, Codec(a), lane);
+}
 
 #else
 
@@ -97,8 +99,8 @@ struct Codec : Groups, PlainCodec {
   }
 };
 
-void run_a16(const LinearArgs& a, Lane lane) { product<Codec, Act::a16>(a, Codec(a), lane); }
-void run_a8(const LinearArgs& a, Lane lane) { product<Codec, Act::a8>(a, Codec(a), lane); }
+void run_a16(const LinearArgs& a, Lane lane) { product<Codec, kA16>(a, Codec(a), lane); }
+void run_a8(const LinearArgs& a, Lane lane) { product<Codec, kA8PerGroup>(a, Codec(a), lane); }
 
 #endif
 
@@ -107,9 +109,9 @@ constexpr CpuKernel kRunA16{{}, run_a16}, kRunA8{{}, run_a8};
 }  // namespace
 
 extern const LinearKernel w4a16_kernels[] = {
-    {"w4a16", Act::a16, "cpu/" SL_ISA_NAME, "w4a16.t32", w4a16::supports, w4a16::packed_bytes,
+    {"w4a16", kA16, "cpu/" SL_ISA_NAME, "w4a16.t32", w4a16::supports, w4a16::packed_bytes,
      w4a16::pack, &kRunA16},
-    {"w4a16", Act::a8, "cpu/" SL_ISA_NAME, "w4a16.t32", w4a16::supports, w4a16::packed_bytes,
+    {"w4a16", kA8PerGroup, "cpu/" SL_ISA_NAME, "w4a16.t32", w4a16::supports, w4a16::packed_bytes,
      w4a16::pack, &kRunA8}};
 extern const int w4a16_kernel_count = 2;
 

@@ -179,7 +179,7 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
   return w;
 }
 
-constexpr Act kActs[] = {Act::a16, Act::a8};
+constexpr ActMode kActs[] = {kA16, kA8PerGroup};
 
 }  // namespace
 

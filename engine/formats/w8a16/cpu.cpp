@@ -112,7 +112,7 @@ struct Int8 : Int8Rows, PlainCodec {
   }
 };
 
-void run(const LinearArgs& a, Lane lane) { product<Int8, Act::a16>(a, Int8(a), lane); }
+void run(const LinearArgs& a, Lane lane) { product<Int8, kA16>(a, Int8(a), lane); }
 
 #endif
 
@@ -125,8 +125,7 @@ constexpr CpuKernel kRun{{}, run};
 #else
 #define SL_LAYOUT "w8a16.plain", w8a16::supports, w8a16::plain_bytes, w8a16::pack_plain
 #endif
-extern const LinearKernel w8a16_kernels[] = {
-    {"w8a16", Act::a16, "cpu/" SL_ISA_NAME, SL_LAYOUT, &kRun}};
+extern const LinearKernel w8a16_kernels[] = {{"w8a16", kA16, "cpu/" SL_ISA_NAME, SL_LAYOUT, &kRun}};
 extern const int w8a16_kernel_count = 1;
 
 }  // namespace stepladder::SL_ISA

@@ -18,7 +18,7 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
   return cast_int8("w8a16", values, n, k, group);
 }
 
-constexpr Act kActs[] = {Act::a16};
+constexpr ActMode kActs[] = {kA16};
 
 }  // namespace
 

@@ -33,7 +33,9 @@ struct Codec : Bytes {
   }
 };
 
-void run(const LinearArgs& a, Lane lane) { product_a8<Codec, ByteTokens>(a, Codec(a), lane); }
+void run(const LinearArgs& a, Lane lane) {
+  product_a8<Codec, ByteTokens, Per::token>(a, Codec(a), lane);
+}
 
 #else
 
@@ -54,7 +56,7 @@ struct Codec : Bytes, PlainCodec {
   }
 };
 
-void run(const LinearArgs& a, Lane lane) { product<Codec, Act::a8>(a, Codec(a), lane); }
+void run(const LinearArgs& a, Lane lane) { product<Codec, kA8PerToken>(a, Codec(a), lane); }
 
 #endif
 
@@ -62,7 +64,7 @@ constexpr CpuKernel kRun{{}, run};
 
 }  // namespace
 
-extern const LinearKernel w8a8_kernels[] = {{"w8a8", Act::a8, "cpu/" SL_ISA_NAME, "w8a8.t32",
+extern const LinearKernel w8a8_kernels[] = {{"w8a8", kA8PerToken, "cpu/" SL_ISA_NAME, "w8a8.t32",
                                              w8a8::supports, w8a8::packed_bytes, w8a8::pack,
                                              &kRun}};
 extern const int w8a8_kernel_count = 1;

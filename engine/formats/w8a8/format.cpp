@@ -16,7 +16,7 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
   return cast_int8("w8a8", values, n, k, group);
 }
 
-constexpr Act kActs[] = {Act::a8};
+constexpr ActMode kActs[] = {kA8PerToken};
 
 }  // namespace
 

@@ -101,9 +101,7 @@ SL_INLINE void tile_a16(const LinearArgs& a, const Described& d, int n0, int r0,
 SL_INLINE void tile_a8(const LinearArgs& a, const Described& d, int n0, int r0, int rows) {
   const float doubled = a.weight.desc.code == DType::e2m1 ? 2.f : 1.f;
   const int64_t k = a.x.cols;
-  const int x_group = a.x8.group, x_groups = static_cast<int>(k / x_group);
-  // Activations without groups of their own have one scale for every weight group.
-  const int per = x_group / d.group > 0 ? x_group / d.group : 1;
+  const int x_groups = static_cast<int>(k / a.x8.group), per = a.x8.group / d.group;
   float total[kRows][kTile] = {};
   int32_t sum[kRows][kTile], w[kChunk][kTile];
   for (int g = 0; g < d.groups; ++g) {

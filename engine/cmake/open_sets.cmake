@@ -34,14 +34,20 @@ endfunction()
 
 # The names found, as C++ lists: generated/isas.h defines SL_EACH_ISA(X) and generated/formats.h
 # SL_EACH_FORMAT(X) and SL_EACH_CPU_FORMAT(X), so that no source file has a central list.
-function(sl_collect_formats)
-  file(GLOB described CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR}/formats formats/*/format.cpp)
-  file(GLOB fast CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR}/formats formats/*/cpu.cpp)
-  sl_x_list(formats "SL_EACH_FORMAT" "${described}" "SL_EACH_CPU_FORMAT" "${fast}")
+
+# sl_collect_formats(HEADER [folders...]): the formats of the engine, and of these folders too.
+function(sl_collect_formats header)
+  foreach(folder ${PROJECT_SOURCE_DIR}/engine/formats ${ARGN})
+    file(GLOB found CONFIGURE_DEPENDS RELATIVE ${folder} ${folder}/*/format.cpp)
+    list(APPEND described ${found})
+    file(GLOB found CONFIGURE_DEPENDS RELATIVE ${folder} ${folder}/*/cpu.cpp)
+    list(APPEND fast ${found})
+  endforeach()
+  sl_x_list(${header} "SL_EACH_FORMAT" "${described}" "SL_EACH_CPU_FORMAT" "${fast}")
 endfunction()
 
-# sl_x_list(FILE NAME list [NAME list...]): generated/FILE.h with one X-macro a name.
-function(sl_x_list file)
+# sl_x_list(HEADER NAME list [NAME list...]): a header with one X-macro a name.
+function(sl_x_list header)
   set(text "#pragma once\n")
   math(EXPR last "${ARGC} - 2")
   foreach(i RANGE 1 ${last} 2)
@@ -56,5 +62,5 @@ function(sl_x_list file)
     endforeach()
     string(APPEND text "\n")
   endforeach()
-  file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/generated/generated/${file}.h CONTENT "${text}" @ONLY)
+  file(CONFIGURE OUTPUT ${header} CONTENT "${text}" @ONLY)
 endfunction()

@@ -7,6 +7,9 @@
 
 namespace stepladder {
 
+constexpr const char* kInt8Tensors[] = {"weight",       "weight_packed", "weight_scale",
+                                        "weight_shape", "weight_g_idx",  "weight_zero_point"};
+
 /// Whether a layer is int8 per channel with these activations.
 bool recognises_int8(const Checkpoint&, const std::string& prefix, Act);
 /// Reads compressed-tensors int-quantized (weight: I8) or pack-quantized (weight_packed: I32, value

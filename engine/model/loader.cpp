@@ -198,11 +198,12 @@ class ModelLoader {
       const auto is_a8 = [](const ActMode& mode) { return mode.act == Act::a8; };
       check(std::any_of(can.begin(), can.end(), is_a8), Code::unsupported, "switch:a8: ", m.name,
             " is stored as ", desc.name,
-            ", which has no int8-activation mode; it needs w4a16 weights (stepladder quantize "
-            "--format w4a16)");
+            ", which has no int8-activation mode; it needs weights that run with int8 "
+            "activations too (stepladder quantize --format w4a16)");
       acts.push_back(Act::a8);
     }
-    linear = Linear(backend_, desc, m.n, m.k, !m.bias.empty(), acts, options_.generic);
+    linear = Linear(backend_, desc, m.n, m.k, !m.bias.empty(), acts,
+                    options_.generic ? kNoKernels : linear_kernels());
     copy.linear = &linear, copy.bytes = linear.packed_bytes();
     m.copies.push_back(std::move(copy));
     copies_.emplace_back(&linear, &m);

@@ -1,8 +1,8 @@
 // Compiled once per instruction set, like a format's cpu.cpp.
 #ifdef SL_ISA_avx512
-#include "formats/cpu_avx512_a8.h"
+#include "formats/cpu/avx512_a8.h"
 #else
-#include "formats/cpu_plain.h"
+#include "formats/cpu/plain.h"
 #endif
 
 namespace stepladder::SL_ISA {

@@ -1,4 +1,4 @@
-#include "formats/cpu_tiling.h"
+#include "formats/cpu/tiling.h"
 #include "generated/isas.h"
 #include "support/isa/nibble_kernels.h"
 
@@ -35,12 +35,14 @@ void pack_nibbles(const WeightRows& w, std::byte* out) {
   });
 }
 
+constexpr Packing kPacking{supports, packed_bytes, pack_nibbles};
+
 }  // namespace
 
 const LinearKernel* nibble_kernel(const std::string& isa, bool grouped) {
-#define SL_KERNELS(isa)                                                                    \
-  {"", kA8PerToken, #isa, "", supports, packed_bytes, pack_nibbles, isa::nibble_channels}, \
-      {"", kA8PerToken, #isa, "", supports, packed_bytes, pack_nibbles, isa::nibble_groups},
+#define SL_KERNELS(isa)                                     \
+  {"", kA8PerToken, #isa, &kPacking, isa::nibble_channels}, \
+      {"", kA8PerToken, #isa, &kPacking, isa::nibble_groups},
   static const LinearKernel kAll[] = {SL_EACH_ISA(SL_KERNELS)};
 #undef SL_KERNELS
   for (const LinearKernel* k = std::begin(kAll); k != std::end(kAll); k += 2)

@@ -4,7 +4,7 @@
 // time the tokens are prepared in.
 #pragma once
 
-#include "formats/cpu_avx512.h"
+#include "formats/cpu/avx512.h"
 
 namespace stepladder::SL_ISA {
 namespace {

@@ -20,7 +20,7 @@
 #include <cstring>
 
 #include "backends/cpu/kernels.h"
-#include "formats/tiles.h"
+#include "formats/cpu/tiles.h"
 #ifdef __FMA__
 #include <immintrin.h>
 #endif

@@ -236,6 +236,8 @@ void bind_info(nb::module_& m) {
       .def_ro("pass_bytes", &LevelInfo::pass_bytes)
       .def_ro("cache_bytes", &LevelInfo::cache_bytes)
       .def_ro("tokens", &LevelInfo::tokens)
+      .def_ro("recordings", &LevelInfo::recordings,
+              "Shapes of rounds that were recorded at load; none is recorded later.")
       .def("__repr__", &fields_of);
   nb::class_<Info>(m, "Info", "What can be told of a model.")
       .def_ro("architecture", &Info::architecture)

@@ -297,7 +297,7 @@ sl_status sl_model_get_level(const sl_model* model, int32_t level, sl_level_info
     sl_level_info i{};
     i.tokens = info.tokens;
     i.weight_bytes = info.weight_bytes, i.pass_bytes = info.pass_bytes,
-    i.cache_bytes = info.cache_bytes;
+    i.cache_bytes = info.cache_bytes, i.recordings = info.recordings;
     copy_text(i.name, info.name);
     copy_text(i.format, info.format);
     write_struct(out, i, "out");

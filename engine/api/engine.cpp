@@ -177,7 +177,7 @@ class Loader {
     for (size_t k = plan_.levels.size(); k-- > 0;) {
       LevelOptions options = level_options(plan_, static_cast<int>(k));
       options.row_cost = row_cost(loaded_[k]);
-      // A pass of the drafter for each token; a lookup makes none.
+      // A pass of the drafter for each guess; a lookup makes none.
       options.guess_cost = k + 1 < loaded_.size() ? pass_cost(loaded_[k + 1], loaded_[k]) : 0;
       auto level = std::make_unique<Level>(std::move(loaded_[k].verifier), std::move(inner),
                                            std::move(options));
@@ -207,7 +207,7 @@ class Loader {
       out.head = format_label(l.model->head().desc());
       out.act = l.act == Act::a8 ? "a8" : "a16";
       out.weight_bytes = l.weight_bytes, out.pass_bytes = l.model->pass_bytes(l.act);
-      out.cache_bytes = l.cache_bytes;
+      out.cache_bytes = l.cache_bytes, out.recordings = l.verifier->recordings();
       out.tokens = k ? plan_.levels[k - 1].drafts : 0;
       info.total_bytes += l.weight_bytes;
       info.levels.push_back(std::move(out));

@@ -6,6 +6,7 @@
 #include <deque>
 #include <mutex>
 
+#include "core/round_up.h"
 #include "core/units.h"
 #include "model/weights.h"
 
@@ -15,8 +16,6 @@ namespace {
 /// Bytes of a file that a thread reads at once: what stays in its cache until it is packed.
 constexpr size_t kUnitBytes = size_t{512} << 10;
 constexpr int kRowsTogether = 32;  // of the packed layouts' tiles
-
-size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
 
 std::string layer_prefix(int i) { return "model.layers." + std::to_string(i) + "."; }
 
@@ -85,7 +84,7 @@ class ModelLoader {
     }
     plan(model.head_, *head_, cast.head, false);
     size_t total = 0;
-    for (const auto& [linear, matrix] : copies_) total += round_up(linear->bytes(), 64);
+    for (const auto& [linear, matrix] : copies_) total += round_up<size_t>(linear->bytes(), 64);
     model.memory_ = allocate(total);
     for (const auto& [linear, matrix] : copies_) {
       std::byte* const memory = model.memory_.data() + at;
@@ -94,7 +93,7 @@ class ModelLoader {
       if (!matrix->bias.empty())
         backend_.upload(memory + linear->packed_bytes(), matrix->bias.data(),
                         matrix->bias.size() * sizeof(float));
-      at += round_up(linear->bytes(), 64);
+      at += round_up<size_t>(linear->bytes(), 64);
     }
     model.default_act_ = format_named(model.layers_[0].qkv.desc().name).acts[0].act;
   }
@@ -216,7 +215,7 @@ class ModelLoader {
         static_cast<size_t>(c_.layers) * (2 * c_.width + (c_.qk_norm ? 2 * c_.head_dim : 0)) +
         c_.width;
     const size_t table = size_t(c_.vocab) * c_.width * 2;
-    const size_t total = round_up(table, 64) + norms * 4 + (4 * c_.layers + 1) * 64 +
+    const size_t total = round_up<size_t>(table, 64) + norms * 4 + (4 * c_.layers + 1) * 64 +
                          size_t(positions) * half * 8 + 128;
     embedding_ = &matrices_.emplace_back();
     embedding_->name = "model.embed_tokens", embedding_->n = c_.vocab, embedding_->k = c_.width;

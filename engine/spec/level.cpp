@@ -89,12 +89,12 @@ size_t Level::bytes(const LevelOptions& o, int choices) {
 Level::Below Level::below() const {
   Below out;
   float price = 1;
-  for (const Level* at = this; at && at->inner_;) {
+  for (const Level* at = this; at && at->inner_ && at->options_.tokens > 0;) {
     const LevelOptions& o = at->options_;
     Drafter* const inner = at->inner_.get();
     const bool fixed = !o.plan && !inner->forecasts();
     price *= o.guess_cost;
-    if (o.tokens > 0 && (at == this || !inner->reads_rows_above())) {
+    if (at == this || !inner->reads_rows_above()) {
       out.choices.push_back({inner, o.most});
       out.traits.push_back({.tokens = o.tokens,
                             .nodes = options_.tree_capacity - 1,
@@ -270,21 +270,21 @@ void Level::sync_choice(int k, Batch batch) {
   if (k > 0) out_of_line_ = true;
 }
 
-/// Whom sequence i asks for what.
-void Level::choose(const Sequence& s, int i, int limit, int sequences) {
+/// Whom sequence i of the batch asks for what.
+void Level::choose(Batch batch, int i, int limit) {
+  const Sequence& s = *batch[i];
   const int depth = depth_left(s, limit);
   if (depth < 1) return;
-  Sequence* const one[] = {const_cast<Sequence*>(&s)};
   for (size_t k = 0; k < choices_.size(); ++k) {
     Drafter& d = *choices_[k].drafter;
     offers_[k] = {d.ready(s), {}};
     if (choices_.size() == 1 || !offers_[k].ready || !d.forecasts()) continue;
-    sync_choice(static_cast<int>(k), one);
+    sync_choice(static_cast<int>(k), batch.subspan(i, 1));
     d.weigh_rows(guess_cost_);
     offers_[k].forecast = d.forecast(s, depth);
   }
-  const Planner::Plan plan =
-      planner_.plan(s.slot, {depth, guess_cost_, row_cost_, sequences}, offers_);
+  const Planner::Plan plan = planner_.plan(
+      s.slot, {depth, guess_cost_, row_cost_, static_cast<int>(batch.size())}, offers_);
   if (plan.drafter < 0) return;
   const Choice& choice = choices_[plan.drafter];
   const int most = choice.most > 0 ? std::min(depth, choice.most) : depth;
@@ -301,7 +301,7 @@ std::optional<double> Level::fill_trees(Batch batch, std::span<const int> limit,
     trees_.reset(i, batch[i]->tokens.back());
     planner_.tick(batch[i]->slot);
     asked_[i] = -1, budgets_[i] = {};
-    if (drafts[i]) choose(*batch[i], i, limit[i], n);
+    if (drafts[i]) choose(batch, i, limit[i]);
   }
   std::optional<double> took = 0;
   for (int k = 0; k < static_cast<int>(choices_.size()); ++k) took = sum(took, ask(k, batch));

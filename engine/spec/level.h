@@ -88,7 +88,7 @@ class Level final : public Drafter {
   int depth_left(const Sequence&, int limit) const;
   /// Syncs choice k to this level's copies, unless it is so already.
   void sync_choice(int k, Batch);
-  void choose(const Sequence&, int i, int limit, int sequences);
+  void choose(Batch, int i, int limit);
   std::optional<double> fill_trees(Batch, std::span<const int> limit, std::span<const char> drafts);
   std::optional<double> ask(int k, Batch);
   void record(const Sequence&, int i, int rows, const RoundResult&);

@@ -8,20 +8,27 @@
 namespace stepladder {
 namespace {
 
-constexpr int kFirstPause = 32, kLongestPause = 512;  // rounds
+constexpr int kShortPause = 8, kFirstPause = 32, kLongestPause = 512;  // rounds
 constexpr int kTrialRounds = 3, kTrialDepth = 3;
 // A trial that comes as close as this to what it is compared with goes on for so many rounds.
 constexpr float kClose = 0.9f;
 constexpr int kLongestTrial = 12;
+// Rounds after which one that was asked for its worth has proven it.
+constexpr int kProof = 16;
+// What it takes to be asked in the place of another that has been asked for its worth: estimates
+// waver, and a rest is long.
+constexpr float kMargin = 1.1f;
 // Guesses that the price before a trial counts for in it.
-constexpr double kTrialPrice = 0.25;
+constexpr double kTrialPrice = 0.5;
 constexpr float kFirstRight = 0.8f;  // the chance of a guess nobody knows anything of
 constexpr float kPrior = 4;          // guesses that what was not tried counts for
 // What is known keeps so much of itself with each guess, and with each round that does not tell.
 constexpr float kMemory = 0.99f, kUnasked = 0.999f;
-// How fast a text moves the odds of its guesses, and how far.
-constexpr float kStep = 0.3f, kMostOdds = 50;
-constexpr double kPriceMemory = 0.9, kOdd = 3;  // a round; beyond that it was interrupted
+// How fast a text moves the odds of its guesses: at first, where a trial begins, and at last; and
+// how far it moves them.
+constexpr float kFirstStep = 0.3f, kTrialStep = 0.2f, kLastStep = 0.06f, kStepMemory = 0.95f;
+constexpr float kMostOdds = 50;
+constexpr double kPriceMemory = 0.95, kOdd = 3;  // a round; beyond that it was interrupted
 
 int levels_of(const DrafterTraits& t, int most) { return std::min({t.tokens, t.nodes, most}); }
 
@@ -50,7 +57,7 @@ Planner::Planner(int sequences, std::vector<DrafterTraits> traits)
     drafters_.push_back(std::move(d));
   }
   chances_.resize(most);
-  for (Record& r : records_) r.pause = kFirstPause;
+  for (Record& r : records_) r.pause = kFirstPause, r.step = kFirstStep;
 }
 
 size_t Planner::bytes(int sequences, int nodes, int drafters) {
@@ -148,6 +155,7 @@ Planner::Plan Planner::plan(int slot, const Round& round, std::span<const Offer>
     return Plan{j, w.depth, w.nodes};
   };
   std::array<float, kMaxDrafters> rates{};
+  float to_beat = rate;
   for (int j = 0; j < n; ++j) {
     if (!may(j)) continue;
     if (!drafters_[j].asked) return all_of(j);  // nothing is known yet
@@ -156,8 +164,9 @@ Planner::Plan Planner::plan(int slot, const Round& round, std::span<const Offer>
     if (at(slot, j).trial > 0) {
       // Where guesses are to be had for nothing, what these are worth does not matter.
       if (told_rate <= std::max(1.f, w.rate)) return trial(j);
-    } else if (w.rate > rate) {
-      chosen = {j, w.depth, w.nodes}, rate = w.rate;
+    } else if (const float worth = w.rate * (at(slot, j).won ? kMargin : 1);
+               w.rate > 1 && worth > to_beat) {
+      chosen = {j, w.depth, w.nodes}, rate = w.rate, to_beat = worth;
     }
   }
   for (int j = 0; j < n; ++j) {
@@ -166,7 +175,7 @@ Planner::Plan Planner::plan(int slot, const Round& round, std::span<const Offer>
   }
   if (chosen.drafter >= 0) {
     Record& winner = at(slot, chosen.drafter);
-    winner.pause = kFirstPause, winner.tried = 0;
+    if (++winner.won >= kProof) winner.pause = kFirstPause, winner.tried = 0;
   }
   return told.drafter >= 0 && told_rate >= rate ? told : chosen;
 }
@@ -195,9 +204,10 @@ bool Planner::lost(int slot, int drafter, float share) {
     r.trial = kTrialRounds, r.tried += kTrialRounds;
     return true;
   }
+  if (r.won >= kProof) r.pause = kShortPause;  // it has been worth its price not long ago
   r.rest = r.pause;
   if (r.tried > 0) r.pause = std::min(2 * r.pause, kLongestPause);
-  r.tried = 0;
+  r.tried = r.won = 0;
   return false;
 }
 
@@ -211,7 +221,9 @@ void Planner::start_trial(int slot, int drafter) {
 void Planner::tick(int slot) {
   for (int j = 0; j < static_cast<int>(drafters_.size()); ++j) {
     Record& r = at(slot, j);
-    if (r.rest > 0 && --r.rest == 0) start_trial(slot, j);
+    if (r.rest == 0 || --r.rest > 0) continue;
+    start_trial(slot, j);
+    r.step = std::max(r.step, kTrialStep);  // the text may have changed meanwhile
   }
 }
 
@@ -233,7 +245,8 @@ void Planner::learn(int slot, int drafter, int nodes, int depth, int accepted) {
   for (float& x : d.seen) x *= kUnasked;
   const int row = size_of(d, nodes) * kMaxDepth;
   const auto move_odds = [&](int i, float right) {
-    r.odds *= 1 + kStep * (right - chances_[row + i]);
+    r.odds *= 1 + r.step * (right - chances_[row + i]);
+    r.step = std::max(r.step * kStepMemory, kLastStep);
     r.odds = std::clamp(r.odds, 1 / kMostOdds, kMostOdds);
   };
   if (depth < 1) move_odds(0, 0);  // asked in vain: no worse than a wrong guess, and no better
@@ -246,7 +259,8 @@ void Planner::learn(int slot, int drafter, int nodes, int depth, int accepted) {
 }
 
 void Planner::forget(int slot) {
-  for (int j = 0; j < static_cast<int>(drafters_.size()); ++j) at(slot, j).odds = 1;
+  for (int j = 0; j < static_cast<int>(drafters_.size()); ++j)
+    at(slot, j).odds = 1, at(slot, j).step = kFirstStep;
 }
 
 }  // namespace stepladder

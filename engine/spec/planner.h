@@ -110,8 +110,10 @@ class Planner {
   /// What it has shown in a slot's text, and its rests there.
   struct Record {
     float odds = 1;            // of its guesses, over what all texts make of them
+    float step = 0;            // how fast these move
     int rest = 0, pause = 0;   // rounds left of one; of the next one
     int trial = 0, tried = 0;  // rounds left of one; rounds of them since it last paid or rested
+    int won = 0;               // rounds it was asked for its worth since it last rested
     bool asked = false;        // in any text
   };
   struct Wish {

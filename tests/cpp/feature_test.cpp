@@ -59,6 +59,32 @@ TEST_P(FeatureTest, ATreeLeavesWhatItsTokensLeaveOneByOne) {
   EXPECT_GT(total.accepted, 0);
 }
 
+/// Leaves the features of accepted paths where the tree had them.
+class ForgetfulBackend : public CpuBackend {
+ public:
+  using CpuBackend::CpuBackend;
+  void keep(const KeepArgs& args) override {
+    KeepArgs a = args;
+    a.kv.spec.features = {};
+    CpuBackend::keep(a);
+  }
+};
+
+TEST(FeatureControl, FeaturesThatDoNotMoveWithTheirEntriesAreSeen) {
+  const Cell cell = replay_cells()[0];
+  ForgetfulBackend subject_backend("", 1);
+  CpuBackend plain_backend("", 1);
+  RigOptions o;
+  const auto model = load_cell(subject_backend, cell, 512);
+  o.features = features_of(model->config(), false);
+  Rig subject(subject_backend, model, o);
+  o.level = 1;
+  Rig plain(plain_backend, load_cell(plain_backend, cell, 512), o);
+  const Differences d = check_lengths(subject, plain, {40}, 24, 7);
+  EXPECT_EQ(d.choices, 0);
+  EXPECT_EQ(d.entries, 1);
+}
+
 TEST_P(FeatureTest, APromptLeavesTheSameInBlocksAndRowByRow) {
   const auto own = backend(2);
   const auto model = load_cell(*own, cell_, 512);

@@ -88,10 +88,7 @@ std::vector<Refusal> refusals() {
        {"quant_method"}},
       {"no_method", set(kDense, "/bits", 4), no, {"quant_method \"\""}},
       {"config_not_an_object",
-       with(kDense,
-            [](MemoryCheckpoint& c) {
-              c.config()["quantization_config"] = {1, 2};
-            }),
+       with(kDense, [](MemoryCheckpoint& c) { c.config()["quantization_config"] = {1, 2}; }),
        bad,
        {"not an object"}},
       // config.json and tensors that contradict each other

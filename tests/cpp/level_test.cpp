@@ -25,6 +25,7 @@ struct Hierarchy {
   Hierarchy(uint32_t seed, int slots, int context, Flaw flaw = Flaw::none)
       : rng(seed), rules(std::make_shared<fake::Rules>(slots)) {
     target_model = {.seed = rng(), .level = 0, .spread = 0.5 + rng() % 4};
+    tree = rng() % 64 ? 40 : 201;
     const int levels = static_cast<int>(1 + rng() % 4);
     auto shared = std::make_shared<fake::Cache>(slots);
     target = level(0, levels, slots, context, flaw, shared);
@@ -54,26 +55,36 @@ struct Hierarchy {
                                                        .context = context,
                                                        .sequences = slots});
       else
-        inner =
-            std::make_unique<FakeDrafter>(model, slots, kind == 1, static_cast<uint32_t>(rng()));
+        inner = std::make_unique<FakeDrafter>(
+            model, slots, kind == 1, static_cast<uint32_t>(rng()),
+            rng() % 2 ? std::nullopt : std::optional(static_cast<double>(rng() % 8)));
       model.level = k;
     }
+    const int ahead = static_cast<int>(4 + rng() % 60);
     auto verifier = std::make_unique<FakeVerifier>(
-        fake::VerifierOptions{model, own_context, catch_up, kTree,
-                              k == 0 || flaw == Flaw::trusts_all ? flaw : Flaw::none},
+        fake::VerifierOptions{.model = model,
+                              .context = own_context,
+                              .catch_up = catch_up,
+                              .tree_capacity = tree,
+                              .flaw = k == 0 || flaw == Flaw::trusts_all ? flaw : Flaw::none,
+                              .ahead = ahead,
+                              .ms = rng() % 3 ? static_cast<double>(1 + rng() % 20) : 0,
+                              .row_ms = static_cast<double>(rng() % 3) / 2},
         cache, rules);
     return std::make_unique<Level>(
         std::move(verifier), std::move(inner),
         LevelOptions{.name = "level " + std::to_string(k),
                      .tokens = static_cast<int>(rng() % 12),
+                     .plan = rng() % 2 == 0,
                      .most = rng() % 2 ? 0 : static_cast<int>(1 + rng() % 8),
                      .sequences = slots,
                      .context = own_context,
-                     .tree_capacity = kTree});
+                     .tree_capacity = tree,
+                     .ahead = ahead});
   }
 
-  static constexpr int kTree = 40;
   std::mt19937 rng;
+  int tree = 0;  // nodes of the largest
   std::shared_ptr<fake::Rules> rules;
   Model target_model;
   std::unique_ptr<Level> target;
@@ -306,6 +317,7 @@ TEST(Level, AsksForWhatFitsTheRoundTheContextAndTheLimit) {
   const auto expect = [&](Budget got, int at_least, int at_most) {
     EXPECT_EQ(got.at_least, at_least);
     EXPECT_EQ(got.at_most, at_most);
+    EXPECT_EQ(got.nodes, at_most < 0 ? 0 : at_most);  // a chain
   };
   expect(budget(200, 5, 100, {.tokens = 4}), 4, kMaxEmitted - 1);
   expect(budget(200, 5, 100, {.tokens = 4, .most = 7}), 4, 7);
@@ -465,6 +477,19 @@ TEST(Level, AllocatesNothingOnceItStands) {
 
 TEST(Level, RefusesToBeMadeWithoutAVerifier) {
   EXPECT_THROW(Level(nullptr, nullptr, {.context = 8}), Error);
+}
+
+// Far ahead of the target a level stops for its own reason, whatever trees it verifies.
+TEST(Level, IsAheadOfTheTargetByItsOwnLimit) {
+  One one(200, {.tokens = 1, .most = 1, .tree_capacity = 3, .ahead = 20}, {0});
+  Sequence s{0, {1, 2, 3}, 3};
+  Sequence* const batch[] = {&s};
+  DraftTrees trees(1, 64);
+  const Budget budget{30, 30, 30};
+  one.level->sync(batch);
+  trees.reset(0, 3);
+  one.level->draft(batch, {&budget, 1}, trees);
+  EXPECT_TRUE(trees.count[0] - 1 == 20 || trees.count[0] - 1 == 21) << trees.count[0];
 }
 
 // The law of a sampled text under a hierarchy is the target's: chi-square over the pairs of the

@@ -77,13 +77,37 @@ TEST(RowCost, StaysWithinReasonWhateverTheClockSays) {
   std::mt19937 random(1);
   for (int i = 0; i < 2000; ++i) {
     const double ms[] = {0, 1e9, 1e-9, 5, 1e-300};
-    cost.add(1 + static_cast<int>(random() % 200), ms[random() % 5]);
-    const GuessCost g = guesses(cost, 1 + static_cast<int>(random() % 4));
-    for (int d = 0; d < kMaxEmitted; ++d) {
+    cost.add(1 + static_cast<int>(random() % 3000), ms[random() % 5]);
+    const GuessCost g = guesses(cost, 1 + static_cast<int>(random() % 4), 250);
+    for (int d = 0; d <= 250; ++d) {
       ASSERT_TRUE(std::isfinite(g[d])) << i;
       ASSERT_GE(g[d], d ? g[d - 1] : 0) << i;
     }
   }
+}
+
+// Trees of 200 nodes in a batch of eight: the table goes as far, and what one size has shown holds
+// for those around it.
+TEST(RowCost, ServesTreesOfAnySizeOverABatch) {
+  RowCost cost(0.04f);
+  const auto ms = [](int rows) { return 10 + 0.05 * std::max(0, rows - 100); };
+  for (int i = 0; i < 60; ++i)
+    for (const int rows : {8, 100, 400, 808, 1608}) cost.add(rows, ms(rows));
+  const GuessCost g = guesses(cost, 8, 200);
+  EXPECT_EQ(g.most(), 200);
+  for (const int n : {10, 49, 100, 150, 200})
+    EXPECT_NEAR(g[n], ms(8 * (1 + n)) / ms(8) - 1, 0.15) << n;
+  EXPECT_NEAR(g[300], 1.5 * g[200], 1e-3);  // beyond its table
+  for (int n = 1; n <= 200; ++n) EXPECT_GE(g[n], g[n - 1]) << n;
+  EXPECT_NEAR(cost.of(1608), ms(1608), 0.01 * ms(1608));
+  EXPECT_GT(cost.of(100000), cost.of(20000));
+}
+
+TEST(RowCost, LearnsFromTreesAlone) {
+  RowCost cost(0.01f);
+  for (int i = 0; i < 60; ++i) cost.add(201, 30);
+  EXPECT_NEAR(cost.of(201), 30, 0.1);
+  EXPECT_NEAR(cost.of(1), 10, 0.2);
 }
 
 TEST(RowCost, ForgivesAnInterruptedRound) {

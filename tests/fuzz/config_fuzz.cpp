@@ -28,7 +28,7 @@ class TextCheckpoint final : public Checkpoint {
   const nlohmann::json& generation() const override { return generation_; }
   std::vector<std::string> names() const override { return {}; }
   const TensorInfo* find(std::string_view) const override { return nullptr; }
-  void read(std::string_view, std::span<std::byte>) const override {}
+  void read_slice(std::string_view, const Slice&, std::span<std::byte>) const override {}
 
  private:
   std::string where_ = "fuzz";

@@ -119,6 +119,27 @@ def test_inspect(capsys, tiny_dir):
     assert code == 0 and json.loads(out)["layers"] == 2
 
 
+def test_inspect_with_levels_tells_what_a_load_holds(capsys, tiny_dir):
+    code, out, _ = run(
+        capsys,
+        "inspect",
+        tiny_dir,
+        "--draft",
+        "cast:int8:shared,lookup",
+        "--sequences",
+        "8",
+        "--json",
+    )
+    assert code == 0
+    levels = json.loads(out)["levels"]
+    assert [level["name"] for level in levels] == ["target", "cast:int8:shared", "lookup"]
+    # Rounds of any size share their recordings.
+    assert all(0 < level["recordings"] < 50 for level in levels[:2])
+    assert levels[2]["recordings"] == 0
+    table = run(capsys, "inspect", tiny_dir, "--draft", "lookup")[1]
+    assert "recorded" in table and "target" in table
+
+
 def test_convert_and_quantize(capsys, tmp_path):
     tiny.write_gguf(tmp_path / "m.gguf")
     assert run(capsys, "convert", tmp_path / "m.gguf", tmp_path / "out") == (0, "", "")

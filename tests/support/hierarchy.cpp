@@ -9,8 +9,12 @@
 namespace stepladder {
 
 Hierarchy::Hierarchy(Backend& backend, const TinySpec& target, const std::string& levels,
-                     int sequences, int context)
-    : backend_(backend), spec_(target), sequences_(sequences), context_(context) {
+                     int sequences, int context, HierarchyOptions extra)
+    : backend_(backend),
+      spec_(target),
+      sequences_(sequences),
+      context_(context),
+      options_(std::move(extra)) {
   std::vector<LevelSpec> specs;
   if (!levels.empty()) specs = parse_draft(levels);
   const bool switches = std::any_of(specs.begin(), specs.end(), [](const LevelSpec& s) {
@@ -21,15 +25,22 @@ Hierarchy::Hierarchy(Backend& backend, const TinySpec& target, const std::string
   ModelOptions options;
   options.also_a8 = switches, options.positions = (context + 31) / 32 * 32;
   model_ = std::make_shared<Model>(backend_, checkpoint, config, options);
-  cache_ = make_cache(backend_, *model_, context_, kCapacity, sequences_);
+  cache_ =
+      make_cache(backend_, *model_, context_, options_.capacity, sequences_, options_.features);
   rules_ = std::make_shared<RuleTable>(backend_, sequences_, config.vocab, context_);
   auto own = verifier(model_, cache_, model_->default_act());
   auto inner = below(specs, cache_);
   LevelOptions level;
-  level.name = "target", level.sequences = sequences_, level.tree_capacity = kCapacity;
+  level.name = "target", level.sequences = sequences_, level.tree_capacity = options_.capacity;
   level.context = context_;
-  level.tokens = specs.empty() ? 0 : with_defaults(specs[0]).tokens;
+  level.tokens = tokens_of(specs);
   top_ = std::make_unique<Level>(std::move(own), std::move(inner), level);
+}
+
+/// Depth that a level over these asks for.
+int Hierarchy::tokens_of(std::span<const LevelSpec> below) const {
+  if (!below.empty()) return with_defaults(below[0]).tokens;
+  return options_.leaf ? options_.leaf_tokens : 0;
 }
 
 std::unique_ptr<Verifier> Hierarchy::verifier(std::shared_ptr<const Model> model,
@@ -37,7 +48,7 @@ std::unique_ptr<Verifier> Hierarchy::verifier(std::shared_ptr<const Model> model
   VerifierOptions options;
   options.level = static_cast<LevelId>(depth_), options.act = act;
   options.vocab = model->config().vocab, options.context = context_;
-  options.tree_capacity = kCapacity, options.block = 64;
+  options.tree_capacity = options_.capacity, options.block = 64;
   return std::make_unique<CountedVerifier>(
       std::make_unique<ModelVerifier>(backend_, std::move(model), std::move(cache), rules_,
                                       options),
@@ -46,7 +57,8 @@ std::unique_ptr<Verifier> Hierarchy::verifier(std::shared_ptr<const Model> model
 
 std::unique_ptr<Drafter> Hierarchy::below(std::span<const LevelSpec> specs,
                                           const std::shared_ptr<KVCache>& above) {
-  if (specs.empty()) return nullptr;
+  if (specs.empty())
+    return options_.leaf ? options_.leaf(above, static_cast<LevelId>(depth_)) : nullptr;
   const LevelSpec spec = with_defaults(specs[0]);
   ++depth_;
   if (spec.kind == LevelSpec::Kind::lookup) {
@@ -66,19 +78,22 @@ std::unique_ptr<Drafter> Hierarchy::below(std::span<const LevelSpec> specs,
     options.positions = (context_ + 31) / 32 * 32;
     model = std::make_shared<Model>(backend_, checkpoint, read_config(checkpoint), options, model_);
     act = model->default_act();
-    if (!spec.shared_cache) cache = make_cache(backend_, *model, context_, kCapacity, sequences_);
+    if (!spec.shared_cache)
+      cache =
+          make_cache(backend_, *model, context_, options_.capacity, sequences_, options_.features);
   }
   auto own = verifier(model, cache, act);
   auto inner = below(specs.subspan(1), cache);
   LevelOptions level;
-  level.name = level_name(spec), level.sequences = sequences_, level.tree_capacity = kCapacity;
+  level.name = level_name(spec), level.sequences = sequences_,
+  level.tree_capacity = options_.capacity;
   level.context = context_;
-  level.tokens = specs.size() > 1 ? with_defaults(specs[1]).tokens : 0;
+  level.tokens = tokens_of(specs.subspan(1));
   return std::make_unique<Level>(std::move(own), std::move(inner), level);
 }
 
 std::vector<Said> Hierarchy::stream(const std::vector<std::vector<Token>>& prompts, int count,
-                                    const Sampling& sampling) {
+                                    const Sampling& sampling, Token stop) {
   std::vector<Sequence> sequences;
   for (size_t i = 0; i < prompts.size(); ++i) {
     sequences.push_back({static_cast<int>(i), prompts[i], prompts[i].size()});
@@ -95,13 +110,16 @@ std::vector<Said> Hierarchy::stream(const std::vector<std::vector<Token>>& promp
   }
   std::vector<Said> said(prompts.size());
   std::vector<RoundResult> results(prompts.size());
+  const auto stopped = [&](size_t i) {
+    return stop >= 0 && !said[i].tokens.empty() && said[i].tokens.back() == stop;
+  };
   for (;;) {
     std::vector<Sequence*> batch, late;
     std::vector<int> limits;
     std::vector<char> drafts;
     for (size_t i = 0; i < sequences.size(); ++i) {
       const int left = count - static_cast<int>(said[i].tokens.size());
-      if (left <= 0 || verifier.room(sequences[i]) < 1) continue;
+      if (left <= 0 || verifier.room(sequences[i]) < 1 || stopped(i)) continue;
       batch.push_back(&sequences[i]);
       limits.push_back(std::min({left, verifier.room(sequences[i]), kMaxEmitted}));
     }
@@ -115,7 +133,7 @@ std::vector<Said> Hierarchy::stream(const std::vector<std::vector<Token>>& promp
     for (size_t i = 0; i < batch.size(); ++i) {
       Said& out = said[batch[i]->slot];
       const int emitted = std::min<int>(results[i].emitted, limits[i]);
-      for (int k = 0; k < emitted; ++k) {
+      for (int k = 0; k < emitted && !stopped(static_cast<size_t>(batch[i]->slot)); ++k) {
         batch[i]->tokens.push_back(results[i].token[k]);
         out.tokens.push_back(results[i].token[k]);
         out.logits.push_back(results[i].logit[k]);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -61,28 +62,39 @@ struct Said {
   bool operator==(const Said&) const = default;
 };
 
+/// What a hierarchy may have beside its levels.
+struct HierarchyOptions {
+  int capacity = 32;     // nodes of the largest tree
+  FeatureSpec features;  // that the entries of every cache carry
+  /// A drafter for the innermost level, over that level's cache.
+  std::function<std::unique_ptr<Drafter>(std::shared_ptr<KVCache>, LevelId)> leaf;
+  int leaf_tokens = 6;  // depth asked of it
+};
+
 class Hierarchy {
  public:
   /// `levels` as parse_draft() reads them, "" = plain decoding; casts may be shared.
-  Hierarchy(Backend&, const TinySpec& target, const std::string& levels, int sequences,
-            int context);
+  Hierarchy(Backend&, const TinySpec& target, const std::string& levels, int sequences, int context,
+            HierarchyOptions = {});
 
-  /// Streams `count` tokens for every prompt, all side by side; prompt i goes to slot i.
+  /// Streams `count` tokens for every prompt, or up to and with the token `stop`, all side by side;
+  /// prompt i goes to slot i.
   std::vector<Said> stream(const std::vector<std::vector<Token>>& prompts, int count,
-                           const Sampling& = {});
+                           const Sampling& = {}, Token stop = -1);
   const CountedVerifier::Counts& counts() const { return counts_; }
   Level& top() { return *top_; }
   /// Entry counts of the target's cache, slot by slot.
   KVCache& cache() { return *cache_; }
 
  private:
-  static constexpr int kCapacity = 32;  // nodes of the largest tree
+  int tokens_of(std::span<const LevelSpec> below) const;
   std::unique_ptr<Drafter> below(std::span<const LevelSpec>, const std::shared_ptr<KVCache>& above);
   std::unique_ptr<Verifier> verifier(std::shared_ptr<const Model>, std::shared_ptr<KVCache>, Act);
 
   Backend& backend_;
   TinySpec spec_;
   int sequences_, context_, depth_ = 0;
+  HierarchyOptions options_;
   std::shared_ptr<const Model> model_;
   std::shared_ptr<KVCache> cache_;
   std::shared_ptr<RuleTable> rules_;

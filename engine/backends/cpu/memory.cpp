@@ -10,6 +10,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "core/round_up.h"
 #include "core/thread_pool.h"
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -20,8 +21,6 @@ namespace {
 
 constexpr size_t kHuge = size_t{2} << 20;
 constexpr size_t kUnknown = std::numeric_limits<size_t>::max();
-
-constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 [[noreturn]] void refuse(size_t bytes) {
   fail(Code::out_of_memory, "cpu: ", bytes, " bytes wanted, ", available_host_bytes(),
@@ -50,7 +49,7 @@ void* allocate_huge(size_t bytes, ThreadPool& pool) {
   void* raw = mmap(nullptr, size + kHuge, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (raw == MAP_FAILED) return nullptr;
-  const uintptr_t from = reinterpret_cast<uintptr_t>(raw), at = round_up(from, kHuge);
+  const uintptr_t from = reinterpret_cast<uintptr_t>(raw), at = round_up<uintptr_t>(from, kHuge);
   if (at > from) munmap(raw, at - from);
   if (from + kHuge > at) munmap(reinterpret_cast<void*>(at + size), from + kHuge - at);
   void* memory = reinterpret_cast<void*>(at);

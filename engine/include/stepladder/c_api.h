@@ -95,6 +95,7 @@ typedef struct sl_level_info {
   int32_t tokens; /* drafts a round asks of it at most; 0 for the target */
   uint64_t weight_bytes, pass_bytes, cache_bytes;
   char name[256], format[32];
+  int32_t recordings; /* shapes of rounds that were recorded at load */
 } sl_level_info;
 
 typedef struct sl_bias {

@@ -133,7 +133,8 @@ struct LevelInfo {
   size_t weight_bytes = 0;  // held for this level alone
   size_t pass_bytes = 0;    // read by one forward pass, cache excluded
   size_t cache_bytes = 0;
-  int tokens = 0;  // drafts a round asks of it at most; 0 for the target
+  int tokens = 0;      // drafts a round asks of it at most; 0 for the target
+  int recordings = 0;  // shapes of rounds that were recorded at load
 };
 struct Info {
   std::string architecture, backend;

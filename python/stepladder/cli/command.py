@@ -257,8 +257,12 @@ def _info_dict(value: Any) -> Any:
 
 def _inspect(args: argparse.Namespace) -> int:
 
-    with _opening():
-        info = inspect(args.model)
+    if args.draft is None:
+        with _opening():
+            info = inspect(args.model)
+    else:
+        with _load(args, args.draft, args.sequences) as model:
+            info = model.info
     if args.json:
         print(json.dumps(_info_dict(info)))
         return 0
@@ -276,6 +280,15 @@ def _inspect(args: argparse.Namespace) -> int:
         *[("note", n) for n in info.notes],
     ]
     print("\n".join(f"{name:<16}{value}" for name, value in rows))
+    if args.draft is not None:
+        print(
+            f"\n{'level':<24}{'weights':>10}{'head':>8}{'MB':>8}{'a pass':>8}{'cache':>8}{'recorded':>10}"
+        )
+        for of in info.levels:
+            sizes = "".join(
+                f"{n / 1e6:8.0f}" for n in (of.weight_bytes, of.pass_bytes, of.cache_bytes)
+            )
+            print(f"{of.name:<24}{of.format:>10}{of.head:>8}{sizes}{of.recordings:>10}")
     return 0
 
 

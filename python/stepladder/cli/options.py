@@ -58,9 +58,14 @@ def command_parser(
     _add_load(sub)
     _add_sampling(sub, 256)
 
-    sub = command("inspect", "Show what a model is, without loading its weights.")
+    sub = command(
+        "inspect",
+        "Show what a model is, without loading its weights; with --draft, load it and show its levels.",
+    )
     _add_model(sub)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
+    sub.add_argument("--sequences", type=int, default=1, metavar="N", help="load for N at once (1)")
+    _add_load(sub)
 
     sub = command("convert", "Convert a GGUF file to a model directory.")
     sub.add_argument("source", metavar="FILE.gguf")

@@ -19,6 +19,22 @@ std::unique_ptr<WeightReader> open_int8(const char* name, const Checkpoint&,
 /// Codes in -127..127 with scale amax / 127; a row of zeros has scale 1.
 CanonicalWeight cast_int8(const char* name, std::span<const float> values, int n, int k, int group);
 
+/// The same as a WeightFormat has them.
+template <Act A>
+struct Int8Format {
+  static constexpr const char* kName = A == Act::a16 ? "w8a16" : "w8a8";
+  static bool recognises(const Checkpoint& c, const std::string& prefix) {
+    return recognises_int8(c, prefix, A);
+  }
+  static std::unique_ptr<WeightReader> open(const Checkpoint& c, const std::string& prefix, int n,
+                                            int k) {
+    return open_int8(kName, c, prefix, n, k);
+  }
+  static CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
+    return cast_int8(kName, values, n, k, group);
+  }
+};
+
 /// Packs tiles of scales and steps of [16 rows][4 k], a byte being the value + offset; fills what
 /// w8_bytes says.
 size_t w8_bytes(int n, int k);

@@ -6,26 +6,17 @@
 namespace stepladder {
 namespace {
 
-bool recognises(const Checkpoint& c, const std::string& prefix) {
-  return recognises_int8(c, prefix, Act::a8);
-}
-std::unique_ptr<WeightReader> open(const Checkpoint& c, const std::string& prefix, int n, int k) {
-  return open_int8("w8a8", c, prefix, n, k);
-}
-CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
-  return cast_int8("w8a8", values, n, k, group);
-}
-
+using Int8 = Int8Format<Act::a8>;
 constexpr ActMode kActs[] = {kA8PerToken};
 
 }  // namespace
 
 namespace format {
-extern const WeightFormat w8a8{.name = "w8a8",
+extern const WeightFormat w8a8{.name = Int8::kName,
                                .acts = kActs,
-                               .recognises = recognises,
-                               .open = open,
-                               .cast = cast,
+                               .recognises = Int8::recognises,
+                               .open = Int8::open,
+                               .cast = Int8::cast,
                                .draft_tokens = 5,  // agrees 92 to 96 times in 100
                                .tensors = kInt8Tensors};
 }

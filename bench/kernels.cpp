@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -56,21 +57,31 @@ constexpr Shape kShapes[] = {{"qkv", 960, 576},
                              {"down", 576, 1536},
                              {"head", 49152, 576}};
 
+/// A format's cast in one of its groups, as one of its modes runs it.
 struct Case {
-  const char* label;
+  std::string label;  // the format's name, a8 for a16 where that is the mode, and the group
   const char* format;
   Act act;
   int group;
 };
-constexpr Case kCases[] = {
-    {"dense", "dense", Act::a16, 0},      {"w8a16", "w8a16", Act::a16, 0},
-    {"w8a8", "w8a8", Act::a8, 0},         {"w4a16-g32", "w4a16", Act::a16, 32},
-    {"w4a16-g64", "w4a16", Act::a16, 64}, {"w4a8-g32", "w4a16", Act::a8, 32},
-    {"w4a8-g64", "w4a16", Act::a8, 64},   {"mxfp4", "mxfp4", Act::a16, 0}};
-
-std::string case_name(const Case& c, const Shape& shape) {
-  return std::string(c.label) + "/" + shape.name;
+std::vector<Case> all_cases() {
+  std::vector<Case> out;
+  for (const WeightFormat* f : formats()) {
+    if (!f->cast) continue;
+    const int none[] = {0};
+    for (const int group : f->groups.empty() ? std::span<const int>(none) : f->groups)
+      for (const ActMode mode : f->acts) {
+        std::string label = f->name;
+        if (const size_t at = label.find("a16"); mode.act == Act::a8 && at != label.npos)
+          label.replace(at, 3, "a8");
+        if (group) label += "-g" + std::to_string(group);
+        out.push_back({label, f->name, mode.act, group});
+      }
+  }
+  return out;
 }
+
+std::string case_name(const Case& c, const Shape& shape) { return c.label + "/" + shape.name; }
 
 bool is_wanted(const Case& c, const Shape& shape, const std::string& filter) {
   return case_name(c, shape).find(filter) != std::string::npos;
@@ -78,7 +89,7 @@ bool is_wanted(const Case& c, const Shape& shape, const std::string& filter) {
 
 void check_filter(const std::string& filter) {
   std::string names;
-  for (const Case& c : kCases)
+  for (const Case& c : all_cases())
     for (const Shape& shape : kShapes) {
       if (is_wanted(c, shape, filter)) return;
       names += (names.empty() ? "" : ", ") + case_name(c, shape);
@@ -169,11 +180,11 @@ Matrix make(const Case& c, const Shape& shape, const Options& o, const Pages& pa
   }
   for (const LinearKernel& kernel : linear_kernels())
     if (kernel.family == "cpu/" + o.isa && std::string(kernel.format) == c.format &&
-        kernel.act == c.act)
+        kernel.mode.act == c.act)
       m.kernel = &kernel;
   check(m.kernel != nullptr, Code::unsupported, "bench: there is no kernel for ", c.format, " on ",
         o.isa);
-  m.bytes = m.kernel->packed_bytes(m.weight.desc, shape.n, shape.k);
+  m.bytes = m.kernel->packing->bytes(m.weight.desc, shape.n, shape.k);
   m.stride = (m.bytes + 63) / 64 * 64;
   m.copies = static_cast<int>(pages.bytes() / m.stride);
   check(m.copies > 0, Code::invalid_argument, "--megabytes=", o.megabytes, ": ", c.label, "/",
@@ -203,7 +214,7 @@ Times time_rows(const Matrix& m, int rows, ThreadPool& pool, const Options& o, c
   args.live = {&total, nullptr, rows};
   args.y = {y.data(), DType::f32, rows, n};
   args.x = {x.data(), type, rows, k};
-  args.x8 = {args.live, args.x, group, q.data(), scale.data(), sum.data()};
+  args.x8 = {args.live, args.x, group, group, q.data(), scale.data(), sum.data()};
   args.act = m.act;
   args.weight = {m.weight.desc, n, k, nullptr, m.bytes, nullptr};
 
@@ -271,13 +282,13 @@ void run(const Options& o) {
   bench::JsonLines out("");
   std::string table;
   char line[256];
-  for (const Case& c : kCases) {
+  for (const Case& c : all_cases()) {
     std::vector<Times> layer(rows.size());
     double layer_bytes = 0, ceiling = 0;
     const auto report = [&](const char* shape, double bytes, const std::vector<Times>& times) {
       std::vector<double> seconds;
       for (const Times& t : times) seconds.push_back(t.of(o));
-      std::snprintf(line, sizeof line, "%-10s %-8s", c.label, shape);
+      std::snprintf(line, sizeof line, "%-10s %-8s", c.label.c_str(), shape);
       table += line;
       for (size_t i = 0; i < rows.size(); ++i) {
         out.write({{"format", c.label},

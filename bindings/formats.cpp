@@ -40,6 +40,8 @@ nb::tuple cast(const std::string& format, Matrix values, int group) {
   }
   if (weight.codes.empty() && n * k > 0)
     throw Error(Code::unsupported, "format " + format + " keeps no integer codes");
+  if (weight.desc.offset || weight.desc.two_level)
+    throw Error(Code::unsupported, "format " + format + " needs more than codes and scales");
   const size_t groups = n ? weight.scales.size() / n : 0;
   return nb::make_tuple(to_numpy(std::move(weight.codes), n, k),
                         to_numpy(std::move(weight.scales), n, groups), weight.desc.group);
@@ -58,10 +60,10 @@ FormatInfo describe(const WeightFormat& format) {
   constexpr int kWidth = 128;  // every group divides it
   const std::vector<float> zeros(kWidth);
   FormatInfo out{format.name, format.alias ? format.alias : ""};
-  for (Act act : format.acts) out.acts.emplace_back(act == Act::a8 ? "a8" : "a16");
+  for (ActMode mode : format.acts) out.acts.emplace_back(mode.act == Act::a8 ? "a8" : "a16");
   if (!format.cast) return out;
   const FormatDesc desc = format.cast(zeros, 1, kWidth, 0).desc;
-  out.castable = true;
+  out.castable = !desc.offset && !desc.two_level;
   out.code = name(desc.code);
   if (desc.scaled) out.scale = name(desc.scale);
   out.group = desc.group;

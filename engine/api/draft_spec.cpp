@@ -20,21 +20,19 @@ constexpr int kMaxNgram = 16;
 // own price only while the levels above still accept it, so the count follows how often a copy
 // names its original's next token, and what one of its passes costs beside the verifier's. A text
 // lookup costs nothing but the rows it is checked with.
-struct DefaultTokens {
-  LevelSpec::Kind kind;
-  const char* format;
-  int tokens;
-};
-constexpr DefaultTokens kDefaultTokens[] = {
-    {LevelSpec::Kind::lookup, "", 10},    // free but for its rows, and it knows when to hold back
-    {LevelSpec::Kind::cast, "w8a16", 8},  // agrees 97 times in 100, at half the bytes
-    {LevelSpec::Kind::cast, "w8a8", 5},   // agrees 92 to 96 times in 100
-    {LevelSpec::Kind::cast, "mxfp4", 3},  // agrees 7 times in 10: longer guesses are wasted
-    {LevelSpec::Kind::cast, "w4a16", 3},  // agrees 3 times in 4
-    {LevelSpec::Kind::activations, "a8", 5},  // agrees 97 times in 100, but reads the same bytes
-    {LevelSpec::Kind::model, "", 5},
-};
-constexpr int kOtherTokens = 4;  // a format nobody has measured yet
+int default_tokens(const LevelSpec& level) {
+  switch (level.kind) {
+    case LevelSpec::Kind::lookup:
+      return 10;  // free but for its rows, and it knows when to hold back
+    case LevelSpec::Kind::cast:
+      return format_named(format_name(level.format)).draft_tokens;
+    case LevelSpec::Kind::activations:
+      return 5;  // agrees 97 times in 100, but reads the same bytes
+    case LevelSpec::Kind::model:
+      return 5;
+  }
+  return 0;
+}
 
 const std::string kLevels = "lookup, cast:FORMAT, switch:a8, model:PATH or a path";
 const std::string kForms =
@@ -247,12 +245,7 @@ std::string level_name(const LevelSpec& level) {
 }
 
 LevelSpec with_defaults(LevelSpec level) {
-  const std::string format = format_name(level.format);
-  if (level.tokens == 0) {
-    level.tokens = kOtherTokens;
-    for (const DefaultTokens& d : kDefaultTokens)
-      if (d.kind == level.kind && (!*d.format || format == d.format)) level.tokens = d.tokens;
-  }
+  if (level.tokens == 0) level.tokens = default_tokens(level);
   if (level.kind == LevelSpec::Kind::activations) level.shared_cache = true;
   // An int8 head agrees as well as the stored one and reads half of it; 4 bits lose 9 points.
   if (level.kind == LevelSpec::Kind::cast && level.head.empty()) level.head = "int8";

@@ -166,7 +166,7 @@ struct FastKernel {};
 /// A weight as one activation mode runs it.
 struct ProjectWeight {
   PackedWeight packed;
-  Act act = Act::a16;
+  ActMode mode;
   const FastKernel* kernel = nullptr;  // null: the generic path over the described format
 };
 

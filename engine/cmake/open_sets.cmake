@@ -1,3 +1,11 @@
+# sl_for_isa(TARGET ISA): compiles the target's files for one instruction set.
+function(sl_for_isa target isa)
+  target_link_libraries(${target} PRIVATE sl_flags)
+  target_compile_definitions(${target} PRIVATE SL_ISA=${isa} SL_ISA_${isa}=1)
+  target_compile_options(${target} PRIVATE -O3 -fno-math-errno -fno-trapping-math ${SL_FLAGS_${isa}})
+  target_include_directories(${target} PRIVATE $<TARGET_PROPERTY:sl_json,INTERFACE_INCLUDE_DIRECTORIES>)
+endfunction()
+
 # sl_layer(NAME GLOBS [LINK targets...] [PER_ISA globs]): the static library sl_NAME from the files
 # that match. PER_ISA files are compiled once for each instruction set, with SL_ISA set to its name,
 # which they use as their namespace.
@@ -10,10 +18,7 @@ function(sl_layer name globs)
     if(isa_sources)
       foreach(isa ${SL_ISAS})
         add_library(sl_${name}_${isa} OBJECT ${isa_sources})
-        target_link_libraries(sl_${name}_${isa} PRIVATE sl_flags)
-        target_compile_definitions(sl_${name}_${isa} PRIVATE SL_ISA=${isa} SL_ISA_${isa}=1)
-        target_compile_options(sl_${name}_${isa} PRIVATE -O3 -fno-math-errno -fno-trapping-math ${SL_FLAGS_${isa}})
-        target_include_directories(sl_${name}_${isa} PRIVATE $<TARGET_PROPERTY:sl_json,INTERFACE_INCLUDE_DIRECTORIES>)
+        sl_for_isa(sl_${name}_${isa} ${isa})
         list(APPEND objects $<TARGET_OBJECTS:sl_${name}_${isa}>)
       endforeach()
     endif()
@@ -29,14 +34,20 @@ endfunction()
 
 # The names found, as C++ lists: generated/isas.h defines SL_EACH_ISA(X) and generated/formats.h
 # SL_EACH_FORMAT(X) and SL_EACH_CPU_FORMAT(X), so that no source file has a central list.
-function(sl_collect_formats)
-  file(GLOB described CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR}/formats formats/*/format.cpp)
-  file(GLOB fast CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR}/formats formats/*/cpu.cpp)
-  sl_x_list(formats "SL_EACH_FORMAT" "${described}" "SL_EACH_CPU_FORMAT" "${fast}")
+
+# sl_collect_formats(HEADER [folders...]): the formats of the engine, and of these folders too.
+function(sl_collect_formats header)
+  foreach(folder ${PROJECT_SOURCE_DIR}/engine/formats ${ARGN})
+    file(GLOB found CONFIGURE_DEPENDS RELATIVE ${folder} ${folder}/*/format.cpp)
+    list(APPEND described ${found})
+    file(GLOB found CONFIGURE_DEPENDS RELATIVE ${folder} ${folder}/*/cpu.cpp)
+    list(APPEND fast ${found})
+  endforeach()
+  sl_x_list(${header} "SL_EACH_FORMAT" "${described}" "SL_EACH_CPU_FORMAT" "${fast}")
 endfunction()
 
-# sl_x_list(FILE NAME list [NAME list...]): generated/FILE.h with one X-macro a name.
-function(sl_x_list file)
+# sl_x_list(HEADER NAME list [NAME list...]): a header with one X-macro a name.
+function(sl_x_list header)
   set(text "#pragma once\n")
   math(EXPR last "${ARGC} - 2")
   foreach(i RANGE 1 ${last} 2)
@@ -51,5 +62,5 @@ function(sl_x_list file)
     endforeach()
     string(APPEND text "\n")
   endforeach()
-  file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/generated/generated/${file}.h CONTENT "${text}" @ONLY)
+  file(CONFIGURE OUTPUT ${header} CONTENT "${text}" @ONLY)
 endfunction()

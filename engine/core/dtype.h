@@ -12,7 +12,7 @@
 
 namespace stepladder {
 
-enum class DType : uint8_t { f32, bf16, f16, i64, i32, u8, i8, i4, e2m1, e8m0 };
+enum class DType : uint8_t { f32, bf16, f16, i64, i32, u8, i8, i4, u4, e2m1, e8m0 };
 
 /// Bits of one element.
 constexpr int bits(DType t) {
@@ -30,6 +30,7 @@ constexpr int bits(DType t) {
     case DType::e8m0:
       return 8;
     case DType::i4:
+    case DType::u4:
     case DType::e2m1:
       return 4;
   }
@@ -37,8 +38,8 @@ constexpr int bits(DType t) {
 }
 
 constexpr std::string_view name(DType t) {
-  constexpr std::string_view kNames[] = {"f32", "bf16", "f16", "i64",  "i32",
-                                         "u8",  "i8",   "i4",  "e2m1", "e8m0"};
+  constexpr std::string_view kNames[] = {"f32", "bf16", "f16", "i64",  "i32", "u8",
+                                         "i8",  "i4",   "u4",  "e2m1", "e8m0"};
   return kNames[static_cast<int>(t)];
 }
 

@@ -12,9 +12,7 @@ namespace format {
 SL_EACH_FORMAT(SL_DECLARE_FORMAT)
 }  // namespace format
 
-#define SL_DECLARE_KERNELS_OF(name)           \
-  extern const LinearKernel name##_kernels[]; \
-  extern const int name##_kernel_count;
+#define SL_DECLARE_KERNELS_OF(name) extern const LinearKernels name##_kernels;
 #define SL_DECLARE_ISA(isa)                 \
   namespace isa {                           \
   SL_EACH_CPU_FORMAT(SL_DECLARE_KERNELS_OF) \
@@ -24,7 +22,7 @@ SL_EACH_ISA(SL_DECLARE_ISA)
 namespace {
 
 #define SL_LIST_KERNELS(name) \
-  out.insert(out.end(), name##_kernels, name##_kernels + name##_kernel_count);
+  out.insert(out.end(), name##_kernels.first, name##_kernels.first + name##_kernels.count);
 #define SL_KERNELS_OF_ISA(isa)                     \
   void add_##isa(std::vector<LinearKernel>& out) { \
     using namespace isa;                           \
@@ -63,6 +61,17 @@ const WeightFormat& format_named(const std::string& name) {
   fail(Code::unsupported, "weight format \"", name, "\" is not known; there are ", known_formats());
 }
 
+std::string quantized_formats() {
+  constexpr int kWidth = 128;  // that every group divides
+  std::vector<std::string> names;
+  for (const WeightFormat* f : formats())
+    if (f->cast && bits(cast_desc(*f, kWidth).code) < 16) names.push_back(f->name);
+  std::string out;
+  for (size_t i = 0; i < names.size(); ++i)
+    out += (i == 0 ? "" : i + 1 < names.size() ? ", " : " or ") + names[i];
+  return out;
+}
+
 FormatDesc cast_desc(const WeightFormat& to, int k) {
   check(to.cast != nullptr, Code::unsupported, "cast: there is no cast to ", to.name);
   const std::vector<float> zeros(k);
@@ -72,10 +81,11 @@ FormatDesc cast_desc(const WeightFormat& to, int k) {
 const WeightFormat& format_of(const Checkpoint& checkpoint, const std::string& prefix) {
   for (const WeightFormat* f : formats())
     if (f->recognises(checkpoint, prefix)) return *f;
-  fail(Code::unsupported, checkpoint.where(), ": ", prefix, " is stored as ",
-       storage_of(checkpoint, prefix).describe(), ", which no format reads; the formats are ",
-       known_formats(),
-       ". Convert a 16-bit checkpoint with: stepladder quantize IN OUT --format w4a16");
+  const Storage storage = storage_of(checkpoint, prefix);
+  if (!storage.refusal.empty()) fail(Code::unsupported, storage.refusal);
+  fail(Code::unsupported, checkpoint.where(), ": ", prefix, " is stored as ", storage.describe(),
+       ", which no format reads; the formats are ", known_formats(),
+       ". Convert a 16-bit checkpoint with: stepladder quantize IN OUT --format FORMAT");
 }
 
 }  // namespace stepladder

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "core/error.h"
-#include "formats/cpu_tiling.h"
+#include "formats/cpu/tiling.h"
 #include "formats/rounding.h"
 
 namespace stepladder {

@@ -7,6 +7,9 @@
 
 namespace stepladder {
 
+constexpr const char* kInt8Tensors[] = {"weight",       "weight_packed", "weight_scale",
+                                        "weight_shape", "weight_g_idx",  "weight_zero_point"};
+
 /// Whether a layer is int8 per channel with these activations.
 bool recognises_int8(const Checkpoint&, const std::string& prefix, Act);
 /// Reads compressed-tensors int-quantized (weight: I8) or pack-quantized (weight_packed: I32, value
@@ -15,6 +18,22 @@ std::unique_ptr<WeightReader> open_int8(const char* name, const Checkpoint&,
                                         const std::string& prefix, int n, int k);
 /// Codes in -127..127 with scale amax / 127; a row of zeros has scale 1.
 CanonicalWeight cast_int8(const char* name, std::span<const float> values, int n, int k, int group);
+
+/// The same as a WeightFormat has them.
+template <Act A>
+struct Int8Format {
+  static constexpr const char* kName = A == Act::a16 ? "w8a16" : "w8a8";
+  static bool recognises(const Checkpoint& c, const std::string& prefix) {
+    return recognises_int8(c, prefix, A);
+  }
+  static std::unique_ptr<WeightReader> open(const Checkpoint& c, const std::string& prefix, int n,
+                                            int k) {
+    return open_int8(kName, c, prefix, n, k);
+  }
+  static CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
+    return cast_int8(kName, values, n, k, group);
+  }
+};
 
 /// Packs tiles of scales and steps of [16 rows][4 k], a byte being the value + offset; fills what
 /// w8_bytes says.

@@ -22,14 +22,16 @@ struct CanonicalWeight {
   FormatDesc desc{};
   int n = 0, k = 0;
   std::vector<uint16_t> dense;  // [n, k] 16-bit codes when desc.code is bf16 or f16
-  std::vector<int8_t> codes;    // [n, k] otherwise: i8 value, i4 value -8..7, e2m1 code 0..15
+  std::vector<int8_t> codes;    // [n, k] otherwise: i8 value, i4 value -8..7, u4, e2m1 code 0..15
   std::vector<float> scales;    // [n, groups] exactly as stored (e8m0 as its power of two)
+  std::vector<float> offsets;   // [n, groups] with desc.offset, else empty
+  std::vector<float> channels;  // [n] with desc.two_level, else empty
   std::vector<float> bias;      // [n] or empty
 
   double at(int row, int col) const;  // the weight's value, exact
   /// Rows of `other` appended below; formats and k must be equal.
   void append(const CanonicalWeight& other);
-  /// f32 [n, k] values, each code times its scale rounded once.
+  /// f32 [n, k] values, each rounded once.
   std::vector<float> dequantize() const;
 };
 
@@ -37,14 +39,14 @@ struct CanonicalWeight {
 WeightRows rows_of(const CanonicalWeight&, Scratch& memory);
 /// Plain codes of the rows, as a weight of their own.
 CanonicalWeight canonical(const WeightRows&);
-/// f32 [count, k] values, each code times its scale rounded once.
+/// f32 [count, k] values, each rounded once.
 void dequantize(const WeightRows&, float* out);
 
 /// The one constant a format's folder exports, named like the folder.
 struct WeightFormat {
   const char* name;
-  /// Activation modes it runs in; the first is the default.
-  std::span<const Act> acts;
+  /// Activation modes it runs in, at most one a precision; the first is the default.
+  std::span<const ActMode> acts;
   /// Whether the checkpoint's config.json says that `prefix` ("model.layers.0.mlp.down_proj") is
   /// stored this way.
   bool (*recognises)(const Checkpoint&, const std::string& prefix);
@@ -56,11 +58,22 @@ struct WeightFormat {
   CanonicalWeight (*cast)(std::span<const float> values, int n, int k, int group);
   /// What drafts and quantize may call it too, or null.
   const char* alias = nullptr;
+  /// Tokens that a cast of it drafts a round unless told otherwise: what it costs against how often
+  /// it agrees with its original.
+  int draft_tokens = 4;
+  /// k per scale that a cast may be asked for, the default first; empty: there is no choice.
+  std::span<const int> groups = {};
+  /// Tensors PREFIX.NAME that its files may hold, "bias" aside.
+  std::span<const char* const> tensors = {};
 };
 
 /// All formats and kernels the build found, in folder order.
 std::span<const WeightFormat* const> formats();
 std::span<const LinearKernel> linear_kernels();
+/// In their place: the generic path alone.
+constexpr std::span<const LinearKernel> kNoKernels{};
+/// Names of those that weights of 16 bits can be quantized to, as "a, b or c".
+std::string quantized_formats();
 /// Throws Error(unsupported) naming the known ones.
 const WeightFormat& format_named(const std::string& name);
 /// What a weight of k columns becomes in its default cast. Throws Error(unsupported) where there is
@@ -83,12 +96,12 @@ std::vector<std::byte> pack(const LinearKernel*, const CanonicalWeight&);
 class Linear {
  public:
   Linear() = default;
-  /// Picks kernels for (format, act, backend); `generic` forces the described path.
+  /// Picks among `kernels` for (format, act, backend); where there is none, the generic path runs.
   Linear(const Backend&, const FormatDesc&, int n, int k, bool bias, std::span<const Act> wanted,
-         bool generic = false);
+         std::span<const LinearKernel> kernels = linear_kernels());
   Linear(const Backend& backend, const CanonicalWeight& w, std::span<const Act> wanted,
-         bool generic = false)
-      : Linear(backend, w.desc, w.n, w.k, !w.bias.empty(), wanted, generic) {}
+         std::span<const LinearKernel> kernels = linear_kernels())
+      : Linear(backend, w.desc, w.n, w.k, !w.bias.empty(), wanted, kernels) {}
   /// Bytes of backend memory the packed copies and then the bias need, a multiple of 64.
   size_t bytes() const { return packed_bytes() + bias_bytes(); }
   size_t packed_bytes() const;
@@ -111,15 +124,15 @@ class Linear {
 
  private:
   struct Mode {
-    Act act;
+    ActMode mode;
     const LinearKernel* kernel;  // null = described
     int copy;                    // index of its packed copy
+    ByteRange range;             // what it reads of it
   };
   struct Copy {
-    std::string layout;
+    const Packing* packing = nullptr;  // null = described
     size_t bytes = 0;
     const std::byte* data = nullptr;
-    const LinearKernel* packer = nullptr;
   };
   const Mode& mode(Act) const;
 

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "formats/linear.h"
 #include "formats/pattern.h"
 
 namespace stepladder {
@@ -13,9 +14,15 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr const char* kRequantize =
-    "; quantize the 16-bit checkpoint instead: stepladder quantize IN OUT --format w4a16 (or "
-    "w8a16, w8a8, mxfp4)";
+/// How to go on where a checkpoint cannot be read; made up only where it is printed.
+struct Requantize {
+  friend std::ostream& operator<<(std::ostream& out, Requantize) {
+    return out << "; quantize the 16-bit checkpoint instead: stepladder quantize IN OUT --format "
+                  "FORMAT, where FORMAT is "
+               << quantized_formats();
+  }
+};
+constexpr Requantize kRequantize;
 
 /// A string of a file as it may stand in a message: quoted, escaped and not endless.
 std::string quoted(const std::string& text) {
@@ -182,7 +189,9 @@ std::string Storage::describe() const {
   return out + (act == Act::a8 ? ", int8 activations" : "");
 }
 
-Storage storage_of(const Checkpoint& c, const std::string& prefix) {
+namespace {
+
+Storage read_storage(const Checkpoint& c, const std::string& prefix) {
   const Json* q = get(c.config(), "quantization_config");
   if (!q) return {};
   const Fields fields{*q, c.where() + ": config.json: quantization_config"};
@@ -196,6 +205,20 @@ Storage storage_of(const Checkpoint& c, const std::string& prefix) {
   if (c.find(prefix + ".weight_packed")) found = " (the tensors look like compressed-tensors)";
   fail(Code::unsupported, fields.where, ": quant_method ", quoted(method), " is not supported",
        found, "; gptq and compressed-tensors are", kRequantize);
+}
+
+}  // namespace
+
+Storage storage_of(const Checkpoint& c, const std::string& prefix) {
+  try {
+    return read_storage(c, prefix);
+  } catch (const Error& e) {
+    if (e.code() != Code::unsupported) throw;
+    Storage out;
+    out.method = Storage::Method::other;
+    out.refusal = e.what();
+    return out;
+  }
 }
 
 std::ostream& operator<<(std::ostream& out, const TensorPlace& place) {

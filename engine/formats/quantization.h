@@ -14,9 +14,10 @@
 namespace stepladder {
 
 /// The storage of one layer as config.json's quantization_config describes it. No
-/// quantization_config, or a layer it leaves out, is Method::none.
+/// quantization_config, or a layer it leaves out, is Method::none; one that this file does not know
+/// is Method::other, with the reason, and may still be known to a format.
 struct Storage {
-  enum class Method { none, gptq, compressed } method = Method::none;
+  enum class Method { none, gptq, compressed, other } method = Method::none;
   bool integer = true;  // int codes, else float ones
   int bits = 16;
   int group = 0;            // k per scale; 0 = per output channel
@@ -25,12 +26,12 @@ struct Storage {
   std::string packing;      // compressed-tensors: "pack-quantized", "int-quantized", ...
   bool gptq_v2 = false;     // zeros stored as they are, not less one
   bool reordered = false;   // gptq desc_act, compressed-tensors actorder "group"
+  std::string refusal;      // of Method::other: what is not known, and how to convert
   std::string describe() const;
 };
 
-/// Reads quantization_config for `prefix`. Throws Error(unsupported) naming what this engine does
-/// not do (a method, asymmetric codes, static activations, ...) and how to convert, and
-/// Error(model_format) when the entries contradict each other.
+/// Reads quantization_config for `prefix`. Throws Error(model_format) when the entries contradict
+/// each other.
 Storage storage_of(const Checkpoint&, const std::string& prefix);
 
 /// "FILE: tensor NAME" for messages; looked up only when it is printed, so that checks of every

@@ -16,12 +16,14 @@ struct WeightRows {
   int n = 0, k = 0;
   int first = 0, count = 0;
   /// One code of bits(desc.code) after the other, 4-bit ones with the low nibble first: bf16, f16,
-  /// i8, i4 as value + 8, e2m1.
+  /// i8, i4 as value + 8, u4, e2m1.
   const std::byte* codes = nullptr;
   /// How the codes lie: [count][k]; or, 4-bit ones only, in 32-bit words of 8 along k, as
   /// [k / 8][count].
   bool words_across = false;
-  const float* scales = nullptr;  // [count, groups]
+  const float* scales = nullptr;    // [count, groups]
+  const float* offsets = nullptr;   // [count, groups], with desc.offset
+  const float* channels = nullptr;  // [count], with desc.two_level
 };
 
 /// A block that grows, is used again and is never cleared.

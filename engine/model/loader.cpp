@@ -95,7 +95,7 @@ class ModelLoader {
                         matrix->bias.size() * sizeof(float));
       at += round_up<size_t>(linear->bytes(), 64);
     }
-    model.default_act_ = format_named(model.layers_[0].qkv.desc().name).acts[0];
+    model.default_act_ = format_named(model.layers_[0].qkv.desc().name).acts[0].act;
   }
 
   /// Reads and packs everything. Throws the first error in the order of the layers, whatever the
@@ -192,15 +192,17 @@ class ModelLoader {
       desc = cast_desc(*copy.cast, m.k);
     }
     const auto& can = format_named(desc.name).acts;
-    std::vector<Act> acts = {can[0]};
+    std::vector<Act> acts = {can[0].act};
     if (also_a8 && acts[0] != Act::a8) {
-      check(std::find(can.begin(), can.end(), Act::a8) != can.end(), Code::unsupported,
-            "switch:a8: ", m.name, " is stored as ", desc.name,
-            ", which has no int8-activation mode; it needs w4a16 weights (stepladder quantize "
-            "--format w4a16)");
+      const auto is_a8 = [](const ActMode& mode) { return mode.act == Act::a8; };
+      check(std::any_of(can.begin(), can.end(), is_a8), Code::unsupported, "switch:a8: ", m.name,
+            " is stored as ", desc.name,
+            ", which has no int8-activation mode; it needs weights that run with int8 "
+            "activations too (stepladder quantize --format w4a16)");
       acts.push_back(Act::a8);
     }
-    linear = Linear(backend_, desc, m.n, m.k, !m.bias.empty(), acts, options_.generic);
+    linear = Linear(backend_, desc, m.n, m.k, !m.bias.empty(), acts,
+                    options_.generic ? kNoKernels : linear_kernels());
     copy.linear = &linear, copy.bytes = linear.packed_bytes();
     m.copies.push_back(std::move(copy));
     copies_.emplace_back(&linear, &m);

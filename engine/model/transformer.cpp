@@ -80,7 +80,7 @@ PassMemory::PassMemory(const Backend& backend, const ModelConfig& config, int ro
   size_t most = attention_bytes(backend, config, p);
   for (ProjectArgs* a : {&p.qkv, &p.o, &p.gate_up, &p.down, &p.head}) {
     // Of the activations there are, int8 ones with many scales take most beside the input.
-    a->weight.act = Act::a8, a->weight.packed.desc.group = 32;
+    a->weight.mode = kA8PerGroup, a->weight.packed.desc.group = 32;
     most = std::max(most, backend.workspace_bytes(*a));
   }
   take(*this, p, most, arena);

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "formats/linear.h"
 #include "io/file.h"
 
 namespace stepladder {
@@ -16,10 +17,6 @@ using Text = std::string_view;
 constexpr Text kLayers = "model.layers.";
 constexpr size_t kNamed = 3;  // in the sentence
 
-/// What a linear layer may be stored as, by any format; what it may not is refused when it is read.
-constexpr Text kLinear[] = {"weight",       "bias",         "qweight",          "qzeros",
-                            "scales",       "g_idx",        "weight_packed",    "weight_scale",
-                            "weight_shape", "weight_g_idx", "weight_zero_point"};
 constexpr Text kMatrices[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
                               "self_attn.o_proj", "mlp.gate_proj",    "mlp.up_proj",
                               "mlp.down_proj"};
@@ -27,6 +24,16 @@ constexpr Text kMatrices[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn
 template <size_t n>
 bool is_one_of(Text name, const Text (&known)[n]) {
   return std::find(std::begin(known), std::end(known), name) != std::end(known);
+}
+
+/// Whether a linear layer may be stored in a tensor of this name, by any format; what it may not is
+/// refused when it is read.
+bool is_linear(Text name) {
+  if (name == "bias") return true;
+  const auto all = formats();
+  return std::any_of(all.begin(), all.end(), [&](const WeightFormat* f) {
+    return std::find(f->tensors.begin(), f->tensors.end(), name) != f->tensors.end();
+  });
 }
 
 /// The layer's number, and its name for the tensor; -1 for what is in no layer.
@@ -52,7 +59,7 @@ bool is_used(Text name, const ModelConfig& c) {
   }
   const Text full = layer >= 0 ? rest : name;
   const size_t dot = full.rfind('.');
-  if (dot == Text::npos || !is_one_of(full.substr(dot + 1), kLinear)) return false;
+  if (dot == Text::npos || !is_linear(full.substr(dot + 1))) return false;
   const Text matrix = full.substr(0, dot);
   return layer >= 0 ? is_one_of(matrix, kMatrices)
                     : matrix == "model.embed_tokens" || matrix == "lm_head";

@@ -185,6 +185,7 @@ TEST_P(CellTest, QuantizeIsExactInIntegers) {
       QuantizeArgs a{m.live(rows, rows),
                      x,
                      group,
+                     group,
                      m.zeros<int8_t>(size_t(rows) * k),
                      m.zeros<float>(size_t(rows) * groups),
                      m.zeros<int32_t>(size_t(rows) * groups)};
@@ -209,7 +210,7 @@ TEST_P(CellTest, QuantizeIsExactInIntegers) {
         auto* sc = m.zeros<float>(size_t(in.rows) * groups);
         auto* su = m.zeros<int32_t>(size_t(in.rows) * groups);
         auto* q = m.zeros<int8_t>(size_t(in.rows) * k);
-        m->quantize({live, in, group, q, sc, su});
+        m->quantize({live, in, group, group, q, sc, su});
         for (int i = 0; i < in.rows; ++i) {
           std::byte* row = to + i * (k + groups * 8);
           std::memcpy(row, q + i * k, k);
@@ -218,6 +219,35 @@ TEST_P(CellTest, QuantizeIsExactInIntegers) {
         }
       });
     }
+}
+
+TEST_P(CellTest, QuantizeSumsSmallerGroupsThanThoseOfAScale) {
+  Machine m(GetParam());
+  for (const auto& [k, each] : {std::pair{640, 32}, {640, 320}, {128, 128}, {96, 24}}) {
+    std::mt19937 g(k + each);
+    const int rows = 5, sums = k / each;
+    const Tensor x =
+        m.tensor(DType::bf16, rows, k, to_16s(DType::bf16, normal(g, size_t(rows) * k)));
+    const auto quantized = [&](int sum_group) {
+      QuantizeArgs a{m.live(rows, rows),
+                     x,
+                     k,
+                     sum_group,
+                     m.zeros<int8_t>(size_t(rows) * k),
+                     m.zeros<float>(rows),
+                     m.zeros<int32_t>(size_t(rows) * (k / sum_group))};
+      m->quantize(a);
+      return a;
+    };
+    const QuantizeArgs whole = quantized(k), parts = quantized(each);
+    EXPECT_EQ(std::memcmp(whole.q, parts.q, size_t(rows) * k), 0);
+    EXPECT_EQ(std::memcmp(whole.scale, parts.scale, rows * sizeof(float)), 0);
+    for (int i = 0; i < rows * sums; ++i) {
+      int32_t want = 0;
+      for (int c = 0; c < each; ++c) want += parts.q[i * each + c];
+      EXPECT_EQ(parts.sum[i], want) << "k " << k << ", sum " << i;
+    }
+  }
 }
 
 TEST_P(CellTest, GatedActMatchesFp64AndTakesEachRowAlone) {
@@ -295,18 +325,21 @@ Weight random_weight(std::mt19937& g, FormatDesc d, int n, int k) {
 
 struct LinearCase {
   FormatDesc desc;
-  Act act;
+  ActMode mode;
 };
 const LinearCase kLinearCases[] = {
-    {{"dense", DType::bf16}, Act::a16},
-    {{"dense", DType::f16}, Act::a16},
-    {{"w8a16", DType::i8, 0, true}, Act::a16},
-    {{"w8a8", DType::i8, 0, true}, Act::a8},
-    {{"w4a16", DType::i4, 32, true}, Act::a16},
-    {{"w4a16", DType::i4, 64, true}, Act::a8},
-    {{"w4a16", DType::i4, 128, true}, Act::a8},
-    {{"mxfp4", DType::e2m1, 32, true, DType::e8m0}, Act::a16},
-    {{"mxfp4", DType::e2m1, 32, true, DType::e8m0}, Act::a8},
+    {{"dense", DType::bf16}, kA16},
+    {{"dense", DType::f16}, kA16},
+    {{"w8a16", DType::i8, 0, true}, kA16},
+    {{"w8a8", DType::i8, 0, true}, kA8PerToken},
+    {{"w4a16", DType::i4, 32, true}, kA16},
+    {{"w4a16", DType::i4, 64, true}, kA8PerGroup},
+    {{"w4a16", DType::i4, 64, true}, kA8PerToken},
+    {{"w4a16", DType::i4, 0, true}, kA8PerToken},
+    {{"w8a8", DType::i8, 32, true}, kA8PerToken},
+    {{"w4a16", DType::i4, 128, true}, kA8PerGroup},
+    {{"mxfp4", DType::e2m1, 32, true, DType::e8m0}, kA16},
+    {{"mxfp4", DType::e2m1, 32, true, DType::e8m0}, kA8PerGroup},
 };
 
 TEST_P(CellTest, DescribedLinearMatchesFp64ForEveryFormat) {
@@ -315,20 +348,24 @@ TEST_P(CellTest, DescribedLinearMatchesFp64ForEveryFormat) {
     for (const auto& [n, k] : {std::pair{48, 128}, {70, 384}, {5, 256}})
       for (const bool full : {false, true}) {
         SCOPED_TRACE(testing::Message() << c.desc.name << " " << name(c.desc.code) << " a"
-                                        << (c.act == Act::a8 ? 8 : 16) << " n " << n << " k " << k
+                                        << (c.mode.act == Act::a8 ? 8 : 16)
+                                        << (c.mode.per == Per::token ? " per token" : " per group")
+                                        << " group " << c.desc.group << " n " << n << " k " << k
                                         << (full ? " bias, accumulate" : ""));
         std::mt19937 g(n * k);
         const Weight w = random_weight(g, c.desc, n, k);
         const DType t = c.desc.code == DType::f16 ? DType::f16 : DType::bf16;
         const int rows = 37, group = c.desc.group ? c.desc.group : k, groups = k / group;
+        const int x_group = c.mode.per == Per::group ? group : k, x_groups = k / x_group;
         const std::vector<uint16_t> xs = to_16s(t, normal(g, size_t(rows) * k));
         const Tensor x = m.tensor(t, rows, k, xs);
         const std::vector<float> bias = normal(g, n), before = normal(g, size_t(rows) * n);
         QuantizeArgs x8{m.live(rows, rows),
                         x,
+                        x_group,
                         group,
                         m.zeros<int8_t>(size_t(rows) * k),
-                        m.zeros<float>(size_t(rows) * groups),
+                        m.zeros<float>(size_t(rows) * x_groups),
                         m.zeros<int32_t>(size_t(rows) * groups)};
         m->quantize(x8);
         const PackedWeight packed{
@@ -336,15 +373,16 @@ TEST_P(CellTest, DescribedLinearMatchesFp64ForEveryFormat) {
         const auto run = [&](Live live, int first, float* y) {
           const QuantizeArgs q{live,
                                x.slice(first, rows - first),
+                               x_group,
                                group,
                                x8.q + size_t(first) * k,
-                               x8.scale + first * groups,
+                               x8.scale + first * x_groups,
                                x8.sum + first * groups};
           m->linear({live,
                      {y, DType::f32, rows - first, n},
                      x.slice(first, rows - first),
                      q,
-                     c.act,
+                     c.mode.act,
                      packed,
                      full,
                      nullptr});
@@ -358,16 +396,17 @@ TEST_P(CellTest, DescribedLinearMatchesFp64ForEveryFormat) {
           for (int o = 0; o < n; ++o) {
             double want = 0, weight = 0;
             for (int j = 0; j < k; ++j) {
-              const double v = c.act == Act::a8 ? double{x8.scale[i * groups + j / group]} *
-                                                      x8.q[size_t(i) * k + j]
-                                                : from_16(t, xs[size_t(i) * k + j]);
+              const double v =
+                  c.mode.act == Act::a8
+                      ? double{x8.scale[i * x_groups + j / x_group]} * x8.q[size_t(i) * k + j]
+                      : from_16(t, xs[size_t(i) * k + j]);
               const double wv = w.code[size_t(o) * k + j] *
                                 (c.desc.scaled ? w.scale[o * groups + j / group] : 1.f);
               want += v * wv, weight += std::abs(v * wv);
             }
             // One rounding a product and a sum along k (none in integers), then per group a scale
             // and a sum, then bias and what was there before.
-            double steps = (c.act == Act::a8 ? 1 : group + 1) + groups + 4;
+            double steps = (c.mode.act == Act::a8 ? 1 : group + 1) + groups + 4;
             if (full)
               want += bias[o] + double{before[size_t(i) * n + o]},
                   weight += std::abs(bias[o]) + std::abs(before[size_t(i) * n + o]);

@@ -2,6 +2,7 @@
 // weights, and against itself: a row's bits may depend on the row alone.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -12,6 +13,7 @@
 #include "backends/cpu/cpu_backend.h"
 #include "core/arena.h"
 #include "formats/linear.h"
+#include "support/linear_call.h"
 
 namespace stepladder {
 namespace {
@@ -77,79 +79,6 @@ CanonicalWeight random_weight(const Variant& v, int n, int k, std::mt19937& rand
   return w;
 }
 
-/// Tokens in 16 bits and, for a8, in int8 by the definition of the quantize operator.
-struct Tokens {
-  int rows, k, group;
-  DType type;
-  std::vector<uint16_t> x;
-  std::vector<int8_t> q;
-  std::vector<float> scale;
-  std::vector<int32_t> sum;
-
-  Tokens(DType t, int rows_, int k_, int group_, std::mt19937& random)
-      : rows(rows_), k(k_), group(group_ ? group_ : k_), type(t), x(size_t(rows) * k) {
-    std::normal_distribution<float> normal;
-    for (size_t i = 0; i < x.size(); ++i)
-      x[i] = to_16(type, normal(random) * (i % 37 ? 1.f : 30.f));
-    quantize();
-  }
-  void quantize() {
-    q.assign(x.size(), 0), scale.assign(x.size() / group, 0), sum.assign(scale.size(), 0);
-    for (size_t g = 0; g < scale.size(); ++g) {
-      float amax = 0;
-      for (int i = 0; i < group; ++i)
-        amax = std::max(amax, std::fabs(from_16(type, x[g * group + i])));
-      if (!(amax > 0) || !std::isfinite(amax)) continue;
-      scale[g] = amax / 127;
-      for (int i = 0; i < group; ++i) {
-        const size_t at = g * group + i;
-        q[at] = static_cast<int8_t>(std::nearbyint(from_16(type, x[at]) / scale[g]));
-        sum[g] += q[at];
-      }
-    }
-  }
-  double at(Act act, int row, int i) const {
-    const size_t p = size_t(row) * k + i;
-    return act == Act::a16 ? double(from_16(type, x[p])) : double(q[p]) * scale[p / group];
-  }
-};
-
-/// One call of a kernel, on `lanes` shares one after the other.
-struct Call {
-  const LinearKernel* kernel;  // null: `backend`'s generic path
-  CpuBackend* backend;
-  Act act;
-  const CanonicalWeight* weight;
-  const std::byte* packed;
-  int lanes = 1;
-  bool accumulate = false;
-
-  void operator()(float* y, Tokens& t, int first, int rows) const {
-    const int k = weight->k, n = weight->n, groups = k / t.group;
-    int32_t total = rows;
-    LinearArgs a{};
-    a.live = {&total, nullptr, rows + 3};  // capacity beyond what is live
-    a.y = {y, DType::f32, rows, n};
-    a.x = {t.x.data() + size_t(first) * k, t.type, rows, k};
-    a.x8 = {a.live,
-            a.x,
-            t.group,
-            t.q.data() + size_t(first) * k,
-            t.scale.data() + size_t(first) * groups,
-            t.sum.data() + size_t(first) * groups};
-    a.act = act;
-    a.weight = {weight->desc, n, k,
-                packed,       0, weight->bias.empty() ? nullptr : weight->bias.data()};
-    a.accumulate = accumulate;
-    if (!kernel) {
-      backend->linear(a);
-      backend->wait();
-      return;
-    }
-    for (int part = 0; part < lanes; ++part) function_of (*kernel->run)(a, Lane{part, lanes});
-  }
-};
-
 /// A way to compute: a variant on an instruction set, by its fast kernel or the generic path.
 struct Cell {
   Variant variant;
@@ -179,7 +108,7 @@ class LinearKernelTest : public ::testing::TestWithParam<Cell> {
     if (GetParam().generic) return nullptr;
     for (const LinearKernel& kernel : linear_kernels())
       if (std::string(kernel.family) == "cpu/" + GetParam().isa &&
-          std::string(kernel.format) == v_.format && kernel.act == v_.act)
+          std::string(kernel.format) == v_.format && kernel.mode.act == v_.act)
         return &kernel;
     ADD_FAILURE() << "no kernel";
     return nullptr;
@@ -187,7 +116,7 @@ class LinearKernelTest : public ::testing::TestWithParam<Cell> {
   Call call(const CanonicalWeight& w) {
     const LinearKernel* fast = kernel();
     if (fast) {
-      EXPECT_TRUE(fast->supports(w.desc, w.n, w.k));
+      EXPECT_TRUE(fast->packing->supports(w.desc, w.n, w.k));
     }
     const std::vector<std::byte> bytes = pack(fast, w);
     packed_.resize(bytes.size() + 64);
@@ -204,10 +133,6 @@ class LinearKernelTest : public ::testing::TestWithParam<Cell> {
     return out;
   }
 };
-
-/// k roundings of a sum whose terms add up to `norm` in magnitude, and of its scales and bias; and
-/// for the bf16 dot product, which takes subnormals as zeros, those of every product.
-double bound(int k, double norm) { return (k + 8) * 0x1p-24 * 1.01 * norm + k * 0x1p-120; }
 
 TEST_P(LinearKernelTest, MatchesTheReferenceWithinItsRoundingBound) {
   for (const auto& [n, k] : shapes())
@@ -344,7 +269,7 @@ TEST(MxFp4, TakesEveryScaleThatIsNotNaN) {
 TEST(Int8Activations, SumsAreExactAtTheirLargest) {
   for (const auto& isa : available_isas())
     for (const LinearKernel& kernel : linear_kernels()) {
-      if (kernel.act != Act::a8 || kernel.family != "cpu/" + isa) continue;
+      if (kernel.mode.act != Act::a8 || kernel.family != "cpu/" + isa) continue;
       const bool int4 = std::string(kernel.format) == "w4a16";
       for (const int k : {1536, 65536})
         for (const int8_t x : {127, -127}) {
@@ -371,6 +296,35 @@ TEST(Int8Activations, SumsAreExactAtTheirLargest) {
     }
 }
 
+/// A larger weight whose first half is a smaller one that int8 activations run with.
+TEST(Linear, AModeMayReadAPartOfACopy) {
+  static constexpr Packing kNested{[](const FormatDesc&, int, int) { return true; },
+                                   [](const FormatDesc&, int n, int k) { return size_t(n) * k; },
+                                   [](const WeightRows&, std::byte*) {}};
+  static constexpr auto kHalf = [](const FormatDesc&, int n, int k) {
+    return ByteRange{64, size_t(n) * k / 2};
+  };
+  static constexpr CpuKernel kRun{{}, nullptr};
+  static constexpr LinearKernel kKernels[] = {
+      {"w4a16", kA16, "cpu/portable", &kNested, &kRun},
+      {"w4a16", kA8PerToken, "cpu/portable", &kNested, &kRun},
+      {"w4a16", kA8PerGroup, "cpu/portable", &kNested, &kRun, kHalf}};
+  const CpuBackend backend("portable", 1);
+  constexpr Act kBoth[] = {Act::a16, Act::a8};
+  Linear linear(backend, {"w4a16", DType::i4, 32, true}, 64, 128, true, kBoth, kKernels);
+  EXPECT_EQ(linear.packed_bytes(), 64u * 128);  // one copy
+  std::vector<std::byte> memory(linear.bytes());
+  linear.place(memory.data());
+  const ProjectWeight whole = linear.in(Act::a16), half = linear.in(Act::a8);
+  EXPECT_EQ(whole.packed.data, memory.data());
+  EXPECT_EQ(whole.packed.bytes, 64u * 128);
+  EXPECT_EQ(half.mode.per, Per::group);
+  EXPECT_EQ(half.packed.data, memory.data() + 64);
+  EXPECT_EQ(half.packed.bytes, 64u * 64);
+  EXPECT_EQ(linear.pass_bytes(Act::a16), 64u * 128 + 64 * 4);
+  EXPECT_EQ(linear.pass_bytes(Act::a8), 64u * 64 + 64 * 4);
+}
+
 TEST(Linear, SharesOneCopyBetweenTheModesOfALayout) {
   std::mt19937 random(3);
   const Variant& v = kVariants[7];
@@ -381,8 +335,9 @@ TEST(Linear, SharesOneCopyBetweenTheModesOfALayout) {
   for (const auto& isa : available_isas())
     for (const bool generic : {false, true}) {
       const auto backend = open_backend({.device = "cpu", .isa = isa, .threads = 2});
-      const Linear one(*backend, w, std::span(kBoth).first(1), generic);
-      Linear both(*backend, w, kBoth, generic);
+      const Linear one(*backend, w, std::span(kBoth).first(1),
+                       generic ? kNoKernels : linear_kernels());
+      Linear both(*backend, w, kBoth, generic ? kNoKernels : linear_kernels());
       EXPECT_EQ(one.bytes(), both.bytes());
       EXPECT_EQ(both.bytes() % 64, 0u);
       EXPECT_FALSE(one.runs(Act::a8));
@@ -404,7 +359,7 @@ TEST(Linear, RunsEveryFormatThroughTheBackend) {
         for (int i = 0; i < n; ++i) w.bias.push_back(normal(random));
         Tokens t(v.x, rows, k, v.group, random);
 
-        Linear linear(*backend, w, std::span(&v.act, 1), generic);
+        Linear linear(*backend, w, std::span(&v.act, 1), generic ? kNoKernels : linear_kernels());
         const size_t bytes = linear.bytes() + (1 << 20);
         void* memory = backend->allocate(bytes);
         Arena arena(memory, bytes);
@@ -468,11 +423,11 @@ TEST(Linear, RefusesAModeTheFormatLacks) {
 TEST(Registry, HasAKernelForEveryModeOnEveryInstructionSet) {
   for (const auto& isa : available_isas())
     for (const WeightFormat* format : formats())
-      for (const Act act : format->acts) {
+      for (const ActMode mode : format->acts) {
         int found = 0;
         for (const LinearKernel& kernel : linear_kernels())
-          found += std::string(kernel.format) == format->name && kernel.act == act &&
-                   kernel.family == "cpu/" + isa;
+          found += std::string(kernel.format) == format->name && kernel.mode.act == mode.act &&
+                   kernel.mode.per == mode.per && kernel.family == "cpu/" + isa;
         EXPECT_EQ(found, 1) << format->name << " on " << isa;
       }
 }

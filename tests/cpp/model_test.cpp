@@ -69,9 +69,12 @@ class Reference {
     for (int i = 0; i < n; ++i)
       for (int j = 0; j < k; ++j) values[size_t(i) * k + j] = w.at(i, j);
     if (body && checkpoint_.find(prefix + ".bias")) bias = floats(prefix + ".bias", {n});
-    const Act only = format_named(w.desc.name).acts[0];
-    const bool int8 = rounded_ && body && (act_ == Act::a8 || only == Act::a8);
-    const int group = w.desc.group ? w.desc.group : k;
+    const auto modes = format_named(w.desc.name).acts;
+    const auto asked = std::find_if(modes.begin(), modes.end(),
+                                    [&](const ActMode& mode) { return mode.act == act_; });
+    const ActMode mode = body && asked != modes.end() ? *asked : modes[0];
+    const bool int8 = rounded_ && body && mode.act == Act::a8;
+    const int group = mode.per == Per::group && w.desc.group ? w.desc.group : k;
     Matrix out(x.size(), std::vector<double>(n));
     for (size_t t = 0; t < x.size(); ++t) {
       const std::vector<double> row = int8 ? through_int8(x[t], group) : x[t];
@@ -278,7 +281,7 @@ std::vector<Case> cases() {
   for (const TinySpec& s : tiny_formats()) {
     if (s.format == "bf16" || s.format == "f16") continue;  // among the families
     out.push_back({s});
-    if (s.format.starts_with("w4a16")) out.push_back({s, Act::a8});
+    if (also_a8(s)) out.push_back({s, Act::a8});
   }
   return out;
 }

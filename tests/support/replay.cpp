@@ -23,11 +23,12 @@ std::vector<Cell> replay_cells() {
     // The other w4a16 files differ in how they are read, not in what a round computes.
     if (s.format.starts_with("w4a16") && s.format != "w4a16") continue;
     out.push_back({s});
-    if (s.format == "w4a16") out.push_back({s, Act::a8});
+    if (also_a8(s)) out.push_back({s, Act::a8});
   }
   // f16 activations take other kernels than bf16 ones, which widen them in chunks of k.
-  for (const char* cast : {"w8a16", "w8a8", "w4a16", "mxfp4"}) {
-    out.push_back({tiny_formats()[1], Act::a16, cast});
+  for (const WeightFormat* format : formats()) {
+    if (!format->cast || std::string(format->name) == "dense") continue;
+    out.push_back({tiny_formats()[1], Act::a16, format->name});
     out.back().spec.ffn = 576;
   }
   Cell wide{tiny_formats()[2], Act::a8};  // groups of 64; a width that no 128 divides

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <numbers>
 #include <ostream>
 
@@ -101,6 +102,8 @@ class Maker {
   }
   void linear(const std::string& prefix, int n, int k, double gain);
   void gptq(const std::string& prefix, const CanonicalWeight&, int zero);
+  /// Codes a byte each, and beside them in f32 whatever else the descriptor asks for.
+  void plain(const std::string& prefix, const CanonicalWeight&);
   /// int32 words along k, code + bias in `width` bits each, the first in the lowest.
   void packed(const std::string& prefix, const CanonicalWeight&, int width, int bias);
   std::vector<uint16_t> bf16_scales(const CanonicalWeight& w) {
@@ -133,7 +136,7 @@ void Maker::linear(const std::string& prefix, int n, int k, double gain) {
     out_.add(prefix + ".weight", "I8", {n, k}, w.codes);
     return out_.add(prefix + ".weight_scale", "BF16", {n, 1}, bf16_scales(w));
   }
-  check(f == "mxfp4", Code::internal, "tiny model: no format ", f);
+  if (f != "mxfp4") return plain(prefix, w);
   std::vector<uint8_t> bytes(w.codes.size() / 2), scales(w.scales.size());
   for (size_t i = 0; i < bytes.size(); ++i)
     bytes[i] = static_cast<uint8_t>((w.codes[2 * i] & 15) | (w.codes[2 * i + 1] & 15) << 4);
@@ -141,6 +144,14 @@ void Maker::linear(const std::string& prefix, int n, int k, double gain) {
     scales[i] = static_cast<uint8_t>(std::ilogb(w.scales[i]) + 127);
   out_.add(prefix + ".weight_packed", "U8", {n, k / 2}, bytes);
   out_.add(prefix + ".weight_scale", "U8", {n, groups}, scales);
+}
+
+void Maker::plain(const std::string& prefix, const CanonicalWeight& w) {
+  const int64_t groups = w.desc.groups(w.k);
+  out_.add(prefix + ".weight", "I8", {w.n, w.k}, w.codes);
+  out_.add(prefix + ".weight_scale", "F32", {w.n, groups}, w.scales);
+  if (w.desc.offset) out_.add(prefix + ".weight_offset", "F32", {w.n, groups}, w.offsets);
+  if (w.desc.two_level) out_.add(prefix + ".weight_channel", "F32", {w.n}, w.channels);
 }
 
 void Maker::packed(const std::string& prefix, const CanonicalWeight& w, int width, int bias) {
@@ -182,8 +193,14 @@ void Maker::gptq(const std::string& prefix, const CanonicalWeight& w, int zero) 
   out_.add(prefix + ".g_idx", "I32", {w.k}, g_idx);
 }
 
+// Formats that hold their weights in files of a known layout.
+constexpr const char* kStored[] = {"bf16",         "f16",  "w4a16", "w4a16:v2", "w4a16:act-order",
+                                   "w4a16:packed", "w8a8", "w8a16", "mxfp4"};
+
 json quantization_config(const TinySpec& spec) {
   const std::string& f = spec.format;
+  if (std::find(std::begin(kStored), std::end(kStored), f) == std::end(kStored))
+    return {{"quant_method", f}};
   if (f == "w4a16" || f == "w4a16:v2" || f == "w4a16:act-order") {
     return {{"quant_method", "gptq"},
             {"bits", 4},
@@ -323,13 +340,28 @@ std::vector<TinySpec> tiny_families() {
 
 std::vector<TinySpec> tiny_formats() {
   std::vector<TinySpec> out;
-  for (const char* format : {"bf16", "f16", "w4a16", "w4a16:v2", "w4a16:act-order", "w4a16:packed",
-                             "w8a8", "w8a16", "mxfp4"}) {
+  const auto spec = [](const char* format) {
     TinySpec s;
     s.format = format, s.seed = 21;
-    out.push_back(s);
+    return s;
+  };
+  for (const char* format : kStored) out.push_back(spec(format));
+  for (const WeightFormat* f : formats()) {  // that read what plain() writes
+    if (!f->cast || std::string(f->name) == "dense") continue;
+    if (std::find(std::begin(kStored), std::end(kStored), std::string(f->name)) !=
+        std::end(kStored))
+      continue;
+    if (f->recognises(tiny_checkpoint(spec(f->name)), "model.layers.0.mlp.down_proj"))
+      out.push_back(spec(f->name));
   }
   return out;
+}
+
+bool also_a8(const TinySpec& spec) {
+  if (spec.format == "bf16" || spec.format == "f16") return false;
+  const auto modes = format_named(spec.format.substr(0, spec.format.find(':'))).acts;
+  return modes[0].act == Act::a16 &&
+         std::any_of(modes.begin(), modes.end(), [](ActMode m) { return m.act == Act::a8; });
 }
 
 }  // namespace stepladder

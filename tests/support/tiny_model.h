@@ -58,5 +58,7 @@ void write_tiny_checkpoint(const TinySpec&, const std::string& directory);
 std::vector<TinySpec> tiny_families();
 /// One spec for each way to store weights, on one small shape.
 std::vector<TinySpec> tiny_formats();
+/// Whether its weights run with 16-bit activations and with int8 ones too.
+bool also_a8(const TinySpec&);
 
 }  // namespace stepladder

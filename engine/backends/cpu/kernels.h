@@ -18,15 +18,16 @@ struct RmsNormArgs {
   Tensor out;  // [capacity, width] 16-bit
 };
 /// int8 activations: q = round(x / scale) with scale = amax / 127 over each group of k, ties to
-/// even; a group of zeros has scale 0, one with a NaN has scale NaN. `sum` holds the sum of q over
-/// each group.
+/// even; a group of zeros has scale 0, one with a NaN has scale NaN. `sum` holds the sums of q over
+/// groups that may be smaller.
 struct QuantizeArgs {
   Live live;
-  Tensor x;      // [capacity, k] 16-bit
-  int group;     // k per scale; k itself when per token
-  int8_t* q;     // [capacity, k]
-  float* scale;  // [capacity, k / group]
-  int32_t* sum;  // [capacity, k / group]
+  Tensor x;       // [capacity, k] 16-bit
+  int group;      // k per scale; k itself when per token
+  int sum_group;  // k per sum; divides `group`
+  int8_t* q;      // [capacity, k]
+  float* scale;   // [capacity, k / group]
+  int32_t* sum;   // [capacity, k / sum_group]
 };
 /// y = x W^T (+ bias), or y += when `accumulate`.
 struct LinearArgs {

@@ -23,15 +23,16 @@ struct Between {
   Between(const ProjectArgs& a, Arena arena) : x(a.input.x), x8{}, y{} {
     const int rows = a.live.capacity, k = a.weight.packed.k, n = a.weight.packed.n;
     if (a.input.norm) x = arena.take_tensor(a.input.type, rows, k);
-    if (a.weight.act == Act::a8) {
-      const int group = a.weight.packed.desc.group ? a.weight.packed.desc.group : k;
-      const size_t groups = size_t(rows) * (k / group);
+    if (a.weight.mode.act == Act::a8) {
+      const int weight_group = a.weight.packed.desc.group ? a.weight.packed.desc.group : k;
+      const int group = a.weight.mode.per == Per::group ? weight_group : k;
       x8 = {.live = a.live,
             .x = x,
             .group = group,
+            .sum_group = weight_group,
             .q = arena.take_array<int8_t>(size_t(rows) * k),
-            .scale = arena.take_array<float>(groups),
-            .sum = arena.take_array<int32_t>(groups)};
+            .scale = arena.take_array<float>(size_t(rows) * (k / group)),
+            .sum = arena.take_array<int32_t>(size_t(rows) * (k / weight_group))};
     }
     if (std::holds_alternative<RopeAppend>(a.result) || std::holds_alternative<Gate>(a.result))
       y = arena.take_tensor(DType::f32, rows, n);
@@ -49,12 +50,12 @@ void CpuBackend::project(const ProjectArgs& a) {
   Between between(a, Arena(a.workspace, workspace_bytes(a)));
   if (a.input.norm)
     rms_norm({a.live, a.input.x, a.input.pick, a.input.norm, a.input.eps, between.x});
-  if (a.weight.act == Act::a8) quantize(between.x8);
+  if (a.weight.mode.act == Act::a8) quantize(between.x8);
   LinearArgs product{.live = a.live,
                      .y = between.y,
                      .x = between.x,
                      .x8 = between.x8,
-                     .act = a.weight.act,
+                     .act = a.weight.mode.act,
                      .weight = a.weight.packed,
                      .accumulate = false,
                      .kernel = a.weight.kernel};

@@ -1,12 +1,15 @@
 // Products with bf16 and f16 weights. On AVX-512, bf16 with bf16 runs on the bf16 dot product; a
 // pair of which one side is f16 is widened to f32.
-#include "formats/dense/layout.h"
-
+#include "formats/kernel.h"
 #ifdef SL_ISA_avx512
-#include "formats/cpu_avx512.h"
+#include "formats/cpu/avx512.h"
 #else
-#include "formats/cpu_plain.h"
+#include "formats/cpu/plain.h"
 #endif
+
+namespace stepladder::packing {
+extern const Packing dense;
+}
 
 namespace stepladder::SL_ISA {
 namespace {
@@ -75,20 +78,19 @@ struct F16 : Dense, PlainCodec {
 
 void run(const LinearArgs& a, Lane lane) {
   if (a.weight.desc.code == DType::f16)
-    product<F16, Act::a16>(a, F16(a), lane);
+    product<F16, kA16>(a, F16(a), lane);
   else
-    product<Bf16, Act::a16>(a, Bf16(a), lane);
+    product<Bf16, kA16>(a, Bf16(a), lane);
 }
 
 #endif
 
 constexpr CpuKernel kRun{{}, run};
 
+constexpr LinearKernel kKernels[] = {{"dense", kA16, "cpu/" SL_ISA_NAME, &packing::dense, &kRun}};
+
 }  // namespace
 
-extern const LinearKernel dense_kernels[] = {{"dense", Act::a16, "cpu/" SL_ISA_NAME, "dense.t32",
-                                              dense::supports, dense::packed_bytes, dense::pack,
-                                              &kRun}};
-extern const int dense_kernel_count = 1;
+extern const LinearKernels dense_kernels(kKernels);
 
 }  // namespace stepladder::SL_ISA

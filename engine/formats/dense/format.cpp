@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "core/error.h"
-#include "formats/cpu_tiling.h"
-#include "formats/dense/layout.h"
+#include "formats/cpu/tiling.h"
+#include "formats/kernel.h"
 #include "formats/linear.h"
 #include "formats/quantization.h"
 
@@ -87,12 +87,18 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
   return w;
 }
 
-constexpr Act kActs[] = {Act::a16};
+constexpr ActMode kActs[] = {kA16};
+constexpr const char* kTensors[] = {"weight"};
 
 }  // namespace
 
 namespace format {
-extern const WeightFormat dense{"dense", kActs, recognises, open, cast};
+extern const WeightFormat dense{.name = "dense",
+                                .acts = kActs,
+                                .recognises = recognises,
+                                .open = open,
+                                .cast = cast,
+                                .tensors = kTensors};
 }
 
 std::unique_ptr<WeightReader> open_dense(const Checkpoint& c, const std::string& name, int n, int k,
@@ -100,7 +106,7 @@ std::unique_ptr<WeightReader> open_dense(const Checkpoint& c, const std::string&
   return std::make_unique<DenseReader>(c, name, n, k, as);
 }
 
-namespace dense {
+namespace {
 
 bool supports(const FormatDesc&, int, int k) { return k % 2 == 0 && k <= tiles::kMaxK; }
 
@@ -125,5 +131,10 @@ void pack(const WeightRows& w, std::byte* out) {
   });
 }
 
-}  // namespace dense
+}  // namespace
+
+namespace packing {
+extern const Packing dense{supports, packed_bytes, pack};
+}
+
 }  // namespace stepladder

@@ -1,12 +1,15 @@
 // Products of 16-bit tokens with E2M1 weights whose groups of 32 share a power of two. As for
 // int4, a table indexed by the low bits of 16-bit lanes gives the bf16 values.
-#include "formats/mxfp4/layout.h"
-
+#include "formats/kernel.h"
 #ifdef SL_ISA_avx512
-#include "formats/cpu_avx512.h"
+#include "formats/cpu/avx512.h"
 #else
-#include "formats/cpu_plain.h"
+#include "formats/cpu/plain.h"
 #endif
+
+namespace stepladder::packing {
+extern const Packing mxfp4;
+}
 
 namespace stepladder::SL_ISA {
 namespace {
@@ -111,17 +114,16 @@ struct Codec : Groups, PlainCodec {
   }
 };
 
-void run(const LinearArgs& a, Lane lane) { product<Codec, Act::a16>(a, Codec(a), lane); }
+void run(const LinearArgs& a, Lane lane) { product<Codec, kA16>(a, Codec(a), lane); }
 
 #endif
 
 constexpr CpuKernel kRun{{}, run};
 
+constexpr LinearKernel kKernels[] = {{"mxfp4", kA16, "cpu/" SL_ISA_NAME, &packing::mxfp4, &kRun}};
+
 }  // namespace
 
-extern const LinearKernel mxfp4_kernels[] = {{"mxfp4", Act::a16, "cpu/" SL_ISA_NAME, "mxfp4.t32",
-                                              mxfp4::supports, mxfp4::packed_bytes, mxfp4::pack,
-                                              &kRun}};
-extern const int mxfp4_kernel_count = 1;
+extern const LinearKernels mxfp4_kernels(kKernels);
 
 }  // namespace stepladder::SL_ISA

@@ -2,13 +2,16 @@
 // For 16-bit tokens a table of the 16 values as bf16 is indexed by the low bits of 16-bit lanes, so
 // a word of 8 nibbles gives four operands by shifts alone; for int8 tokens masks give two operands
 // of bytes.
-#include "formats/w4a16/layout.h"
-
+#include "formats/kernel.h"
 #ifdef SL_ISA_avx512
-#include "formats/cpu_avx512_a8.h"
+#include "formats/cpu/avx512_a8.h"
 #else
-#include "formats/cpu_plain.h"
+#include "formats/cpu/plain.h"
 #endif
+
+namespace stepladder::packing {
+extern const Packing w4a16;
+}
 
 namespace stepladder::SL_ISA {
 namespace {
@@ -68,7 +71,9 @@ void run_a16(const LinearArgs& a, Lane lane) {
   else
     product<Codec, PairTokens>(a, Codec(a), lane);
 }
-void run_a8(const LinearArgs& a, Lane lane) { product_a8<Codec, NibbleTokens>(a, Codec(a), lane); }
+void run_a8(const LinearArgs& a, Lane lane) {
+  product_a8<Codec, NibbleTokens, Per::group>(a, Codec(a), lane);
+}
 
 #else
 
@@ -97,20 +102,19 @@ struct Codec : Groups, PlainCodec {
   }
 };
 
-void run_a16(const LinearArgs& a, Lane lane) { product<Codec, Act::a16>(a, Codec(a), lane); }
-void run_a8(const LinearArgs& a, Lane lane) { product<Codec, Act::a8>(a, Codec(a), lane); }
+void run_a16(const LinearArgs& a, Lane lane) { product<Codec, kA16>(a, Codec(a), lane); }
+void run_a8(const LinearArgs& a, Lane lane) { product<Codec, kA8PerGroup>(a, Codec(a), lane); }
 
 #endif
 
 constexpr CpuKernel kRunA16{{}, run_a16}, kRunA8{{}, run_a8};
 
+constexpr LinearKernel kKernels[] = {
+    {"w4a16", kA16, "cpu/" SL_ISA_NAME, &packing::w4a16, &kRunA16},
+    {"w4a16", kA8PerGroup, "cpu/" SL_ISA_NAME, &packing::w4a16, &kRunA8}};
+
 }  // namespace
 
-extern const LinearKernel w4a16_kernels[] = {
-    {"w4a16", Act::a16, "cpu/" SL_ISA_NAME, "w4a16.t32", w4a16::supports, w4a16::packed_bytes,
-     w4a16::pack, &kRunA16},
-    {"w4a16", Act::a8, "cpu/" SL_ISA_NAME, "w4a16.t32", w4a16::supports, w4a16::packed_bytes,
-     w4a16::pack, &kRunA8}};
-extern const int w4a16_kernel_count = 2;
+extern const LinearKernels w4a16_kernels(kKernels);
 
 }  // namespace stepladder::SL_ISA

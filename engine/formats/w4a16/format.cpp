@@ -4,22 +4,26 @@
 #include <cfloat>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <span>
 #include <string>
 
 #include "core/error.h"
-#include "formats/cpu_tiling.h"
+#include "formats/cpu/tiling.h"
+#include "formats/kernel.h"
 #include "formats/linear.h"
 #include "formats/quantization.h"
 #include "formats/rounding.h"
-#include "formats/w4a16/layout.h"
 
 namespace stepladder {
 namespace {
 
-constexpr int kDefaultGroup = 32;  // agrees best with 16-bit weights, at 4.5 bits a weight
+// The first agrees best with 16-bit weights, at 4.5 bits a weight.
+constexpr int kGroups[] = {32, 64, 128};
 
-bool known_group(int group) { return group == 32 || group == 64 || group == 128; }
+bool known_group(int group) {
+  return std::find(std::begin(kGroups), std::end(kGroups), group) != std::end(kGroups);
+}
 
 bool recognises(const Checkpoint& c, const std::string& prefix) {
   const Storage s = storage_of(c, prefix);
@@ -155,7 +159,7 @@ std::unique_ptr<WeightReader> open(const Checkpoint& c, const std::string& prefi
 
 /// Maps the value of largest magnitude to -8, the one code without a positive twin.
 CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
-  if (group == 0) group = kDefaultGroup;
+  if (group == 0) group = kGroups[0];
   check(known_group(group) && k % group == 0, Code::invalid_argument, "cast to w4a16: groups of ",
         group, " do not divide a width of ", k, "; there are groups of 32, 64 and 128");
   CanonicalWeight w{{"w4a16", DType::i4, group, true, DType::bf16}, n, k};
@@ -179,15 +183,25 @@ CanonicalWeight cast(std::span<const float> values, int n, int k, int group) {
   return w;
 }
 
-constexpr Act kActs[] = {Act::a16, Act::a8};
+constexpr ActMode kActs[] = {kA16, kA8PerGroup};
+constexpr const char* kTensors[] = {"qweight",      "qzeros",        "scales",
+                                    "g_idx",        "weight_packed", "weight_scale",
+                                    "weight_shape", "weight_g_idx",  "weight_zero_point"};
 
 }  // namespace
 
 namespace format {
-extern const WeightFormat w4a16{"w4a16", kActs, recognises, open, cast};
+extern const WeightFormat w4a16{.name = "w4a16",
+                                .acts = kActs,
+                                .recognises = recognises,
+                                .open = open,
+                                .cast = cast,
+                                .draft_tokens = 3,  // agrees 3 times in 4
+                                .groups = kGroups,
+                                .tensors = kTensors};
 }
 
-namespace w4a16 {
+namespace {
 
 bool supports(const FormatDesc& d, int, int k) {
   return known_group(d.group) && k % d.group == 0 && k <= tiles::kMaxK;
@@ -218,5 +232,10 @@ void pack(const WeightRows& w, std::byte* out) {
   });
 }
 
-}  // namespace w4a16
+}  // namespace
+
+namespace packing {
+extern const Packing w4a16{supports, packed_bytes, pack};
+}
+
 }  // namespace stepladder

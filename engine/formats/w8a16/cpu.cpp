@@ -2,13 +2,16 @@
 // is sign and magnitude; the magnitude's bf16 is looked up in two tables of 128 bytes and the sign
 // is OR-ed in, which is exact. The one value without a magnitude of 7 bits, -128, is stored as
 // minus zero. Elsewhere a byte is the value.
-#include "formats/w8a16/layout.h"
-
+#include "formats/kernel.h"
 #ifdef SL_ISA_avx512
-#include "formats/cpu_avx512.h"
+#include "formats/cpu/avx512.h"
 #else
-#include "formats/cpu_plain.h"
+#include "formats/cpu/plain.h"
 #endif
+
+namespace stepladder::packing {
+extern const Packing w8a16, w8a16_plain;
+}
 
 namespace stepladder::SL_ISA {
 namespace {
@@ -112,21 +115,21 @@ struct Int8 : Int8Rows, PlainCodec {
   }
 };
 
-void run(const LinearArgs& a, Lane lane) { product<Int8, Act::a16>(a, Int8(a), lane); }
+void run(const LinearArgs& a, Lane lane) { product<Int8, kA16>(a, Int8(a), lane); }
 
 #endif
 
 constexpr CpuKernel kRun{{}, run};
 
+#ifdef SL_ISA_avx512
+constexpr const Packing& kPacking = packing::w8a16;
+#else
+constexpr const Packing& kPacking = packing::w8a16_plain;
+#endif
+constexpr LinearKernel kKernels[] = {{"w8a16", kA16, "cpu/" SL_ISA_NAME, &kPacking, &kRun}};
+
 }  // namespace
 
-#ifdef SL_ISA_avx512
-#define SL_LAYOUT "w8a16.t32", w8a16::supports, w8a16::packed_bytes, w8a16::pack
-#else
-#define SL_LAYOUT "w8a16.plain", w8a16::supports, w8a16::plain_bytes, w8a16::pack_plain
-#endif
-extern const LinearKernel w8a16_kernels[] = {
-    {"w8a16", Act::a16, "cpu/" SL_ISA_NAME, SL_LAYOUT, &kRun}};
-extern const int w8a16_kernel_count = 1;
+extern const LinearKernels w8a16_kernels(kKernels);
 
 }  // namespace stepladder::SL_ISA

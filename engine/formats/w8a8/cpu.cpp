@@ -1,12 +1,15 @@
 // Products of int8 tokens with int8 weights: exact int32 sums, then the token's scale and the
 // output row's.
-#include "formats/w8a8/layout.h"
-
+#include "formats/kernel.h"
 #ifdef SL_ISA_avx512
-#include "formats/cpu_avx512_a8.h"
+#include "formats/cpu/avx512_a8.h"
 #else
-#include "formats/cpu_plain.h"
+#include "formats/cpu/plain.h"
 #endif
+
+namespace stepladder::packing {
+extern const Packing w8a8;
+}
 
 namespace stepladder::SL_ISA {
 namespace {
@@ -33,7 +36,9 @@ struct Codec : Bytes {
   }
 };
 
-void run(const LinearArgs& a, Lane lane) { product_a8<Codec, ByteTokens>(a, Codec(a), lane); }
+void run(const LinearArgs& a, Lane lane) {
+  product_a8<Codec, ByteTokens, Per::token>(a, Codec(a), lane);
+}
 
 #else
 
@@ -54,17 +59,17 @@ struct Codec : Bytes, PlainCodec {
   }
 };
 
-void run(const LinearArgs& a, Lane lane) { product<Codec, Act::a8>(a, Codec(a), lane); }
+void run(const LinearArgs& a, Lane lane) { product<Codec, kA8PerToken>(a, Codec(a), lane); }
 
 #endif
 
 constexpr CpuKernel kRun{{}, run};
 
+constexpr LinearKernel kKernels[] = {
+    {"w8a8", kA8PerToken, "cpu/" SL_ISA_NAME, &packing::w8a8, &kRun}};
+
 }  // namespace
 
-extern const LinearKernel w8a8_kernels[] = {{"w8a8", Act::a8, "cpu/" SL_ISA_NAME, "w8a8.t32",
-                                             w8a8::supports, w8a8::packed_bytes, w8a8::pack,
-                                             &kRun}};
-extern const int w8a8_kernel_count = 1;
+extern const LinearKernels w8a8_kernels(kKernels);
 
 }  // namespace stepladder::SL_ISA

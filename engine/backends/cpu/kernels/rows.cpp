@@ -147,8 +147,8 @@ namespace {
 
 #if defined(SL_ISA_avx512)
 
-/// One group: its scale (NaN if a value is), its codes and their sum.
-SL_INLINE void quantize_group(DType t, const uint16_t* x, int n, int8_t* q, float* scale,
+/// One group: its scale (NaN if a value is), its codes and the sum of every `each` of them.
+SL_INLINE void quantize_group(DType t, const uint16_t* x, int n, int each, int8_t* q, float* scale,
                               int32_t* sum) {
   __m512 largest = _mm512_setzero_ps();
   __mmask16 none = 0;  // lanes that met a NaN, which the maximum drops
@@ -162,24 +162,27 @@ SL_INLINE void quantize_group(DType t, const uint16_t* x, int n, int8_t* q, floa
   // Where the step itself rounds to 0 the group counts as zeros.
   const __m512 divisor = _mm512_set1_ps(step > 0.f ? step : 1.f);
   const __m512 most = _mm512_set1_ps(127.f), least = _mm512_set1_ps(-127.f);
-  __m512i total = _mm512_setzero_si512();
-  for (int c = 0; c < n; c += kLanes) {
-    const __mmask16 mask = lanes_below(n, c);
-    __m512 v = _mm512_div_ps(widen_16(t, x + c, mask), divisor);
-    v = _mm512_max_ps(_mm512_min_ps(v, most), least);
-    const __m512i code = _mm512_cvtps_epi32(v);  // ties to even
-    _mm512_mask_cvtepi32_storeu_epi8(q + c, mask, code);
-    total = _mm512_add_epi32(total, code);
+  for (int first = 0; first < n; first += each) {
+    const int end = first + each;
+    __m512i total = _mm512_setzero_si512();
+    for (int c = first; c < end; c += kLanes) {
+      const __mmask16 mask = lanes_below(end, c);
+      __m512 v = _mm512_div_ps(widen_16(t, x + c, mask), divisor);
+      v = _mm512_max_ps(_mm512_min_ps(v, most), least);
+      const __m512i code = _mm512_cvtps_epi32(v);  // ties to even
+      _mm512_mask_cvtepi32_storeu_epi8(q + c, mask, code);
+      total = _mm512_add_epi32(total, code);
+    }
+    *sum++ = _mm512_reduce_add_epi32(total);
   }
-  *sum = _mm512_reduce_add_epi32(total);
 }
 
 #else
 
 constexpr int kQuantChunk = 256;  // values widened at a time, on the stack
 
-/// One group: its scale (NaN if a value is), its codes and their sum.
-SL_INLINE void quantize_group(DType t, const uint16_t* x, int n, int8_t* q, float* scale,
+/// One group: its scale (NaN if a value is), its codes and the sum of every `each` of them.
+SL_INLINE void quantize_group(DType t, const uint16_t* x, int n, int each, int8_t* q, float* scale,
                               int32_t* sum) {
   float wide[kQuantChunk];
   float largest[kLanes] = {};
@@ -207,20 +210,24 @@ SL_INLINE void quantize_group(DType t, const uint16_t* x, int n, int8_t* q, floa
   // Where the step itself rounds to 0 the group counts as zeros.
   const float divisor = step > 0.f ? step : 1.f;
   constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to even
-  int32_t total = 0;
-  for (int c = 0; c < n; c += kQuantChunk) {
-    const int m = n - c < kQuantChunk ? n - c : kQuantChunk;
-    widen(t, x + c, wide, m);
-    for (int i = 0; i < m; ++i) {
-      float v = wide[i] / divisor;
-      v = v > 127.f ? 127.f : v;
-      v = v < -127.f ? -127.f : v;
-      const int32_t code = static_cast<int32_t>(float_as_bits(v + kRound) - float_as_bits(kRound));
-      q[c + i] = static_cast<int8_t>(code);
-      total += static_cast<int8_t>(code);
+  for (int first = 0; first < n; first += each) {
+    const int end = first + each;
+    int32_t total = 0;
+    for (int c = first; c < end; c += kQuantChunk) {
+      const int m = end - c < kQuantChunk ? end - c : kQuantChunk;
+      widen(t, x + c, wide, m);
+      for (int i = 0; i < m; ++i) {
+        float v = wide[i] / divisor;
+        v = v > 127.f ? 127.f : v;
+        v = v < -127.f ? -127.f : v;
+        const uint32_t bits = float_as_bits(v + kRound) - float_as_bits(kRound);
+        const int8_t code = static_cast<int8_t>(bits);
+        q[c + i] = code;
+        total += code;
+      }
     }
+    *sum++ = total;
   }
-  *sum = total;
 }
 
 #endif
@@ -229,14 +236,14 @@ SL_INLINE void quantize_group(DType t, const uint16_t* x, int n, int8_t* q, floa
 
 void quantize(const QuantizeArgs& a, Lane lane) {
   const int64_t k = a.x.cols;
-  const int groups = static_cast<int>(k / a.group);
+  const int groups = static_cast<int>(k / a.group), sums = a.group / a.sum_group;
   const Share s = share(live_rows(a.live), lane);
   for (int i = s.begin; i < s.end; ++i) {
     const uint16_t* x = row_of<uint16_t>(a.x, i);
     for (int g = 0; g < groups; ++g)
-      quantize_group(a.x.dtype, x + int64_t{g} * a.group, a.group,
+      quantize_group(a.x.dtype, x + int64_t{g} * a.group, a.group, a.sum_group,
                      a.q + i * k + int64_t{g} * a.group, a.scale + int64_t{i} * groups + g,
-                     a.sum + int64_t{i} * groups + g);
+                     a.sum + (int64_t{i} * groups + g) * sums);
   }
 }
 

@@ -1,8 +1,10 @@
 // The AVX-512 body of the a8 products: packed weights are unsigned bytes with an offset, tokens
-// signed bytes, and the offset times the tokens' stored sum is taken off the exact int32 sums.
+// signed bytes with a scale per token or per weight group, and the offset times the tokens' stored
+// sum is taken off the exact int32 sums. A sum lasts a weight group, or all of k, whatever k at a
+// time the tokens are prepared in.
 #pragma once
 
-#include "formats/cpu_avx512.h"
+#include "formats/cpu/avx512.h"
 
 namespace stepladder::SL_ISA {
 namespace {
@@ -46,14 +48,16 @@ struct NibbleTokens {
 };
 
 /// T tokens from `token` on times a tile.
-template <class C, class X, int T>
+template <class C, class X, Per P, int T>
 void block_a8(const LinearArgs& a, const C& codec, int token, int tile, Ahead ahead) {
   const int k = a.weight.k;
+  static_assert(C::kGrouped || P == Per::token);
   int groups = 1;
   if constexpr (C::kGrouped) groups = k / codec.group;
+  const int x_scales = P == Per::group ? groups : 1;
   const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
   const std::byte* p = base + C::kFirst;
-  const float* const x_scale = a.x8.scale + int64_t{token} * groups;
+  const float* const x_scale = a.x8.scale + int64_t{token} * x_scales;
   const int32_t* const x_sum = a.x8.sum + int64_t{token} * groups;
   X x(a, token);
   __m512i acc[T][2];
@@ -71,11 +75,14 @@ void block_a8(const LinearArgs& a, const C& codec, int token, int tile, Ahead ah
     for (int i0 = 0; i0 < count; i0 += piece, ++g) {
       const std::byte* scales = base;
       if constexpr (C::kGrouped) scales = codec.open_group(p, g);
+      if (C::kGrouped || k0 == 0) {
 #pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) {
-        const __m512i offset = _mm512_set1_epi32(x_sum[t * groups + g] * -C::kOffset);
+        for (int t = 0; t < T; ++t) {
+          const __m512i offset =
+              _mm512_set1_epi32(x_sum[t * groups + (C::kGrouped ? g : 0)] * -C::kOffset);
 #pragma GCC unroll 2
-        for (int s = 0; s < 2; ++s) acc[t][s] = offset;
+          for (int s = 0; s < 2; ++s) acc[t][s] = offset;
+        }
       }
       for (int i = i0; i < i0 + piece; i += C::kStep, p += C::kStepBytes) {
         ahead.step();
@@ -95,12 +102,13 @@ void block_a8(const LinearArgs& a, const C& codec, int token, int tile, Ahead ah
           }
         }
       }
+      if (!C::kGrouped && k0 + count < k) continue;  // the sums go on with the next chunk
 #pragma GCC unroll 2
       for (int s = 0; s < 2; ++s) {
         const __m512 scale = codec.scale(scales, s);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
-          const __m512 x_scaled = _mm512_set1_ps(x_scale[t * groups + g]);
+          const __m512 x_scaled = _mm512_set1_ps(x_scale[P == Per::group ? t * groups + g : t]);
           const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[t][s]), x_scaled);
           if constexpr (C::kGrouped)
             total[t][s] = _mm512_fmadd_ps(scaled, scale, total[t][s]);
@@ -113,16 +121,16 @@ void block_a8(const LinearArgs& a, const C& codec, int token, int tile, Ahead ah
   store<T>(a, token, tile * tiles::kRows, total);
 }
 
-template <class C, class X>
+template <class C, class X, Per P>
 struct A8 {
   template <int T>
   static void run(const LinearArgs& a, const C& codec, int token, int tile, Ahead ahead) {
-    block_a8<C, X, T>(a, codec, token, tile, ahead);
+    block_a8<C, X, P, T>(a, codec, token, tile, ahead);
   }
 };
-template <class C, class X>
+template <class C, class X, Per P>
 void product_a8(const LinearArgs& a, const C& codec, Lane lane) {
-  each_tile<A8<C, X>>(a, codec, lane);
+  each_tile<A8<C, X, P>>(a, codec, lane);
 }
 
 }  // namespace

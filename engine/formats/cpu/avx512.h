@@ -12,7 +12,7 @@
 #include <cstring>
 
 #include "backends/cpu/kernels.h"
-#include "formats/tiles.h"
+#include "formats/cpu/tiles.h"
 
 namespace stepladder::SL_ISA {
 namespace {

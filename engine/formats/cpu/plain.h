@@ -20,7 +20,7 @@
 #include <cstring>
 
 #include "backends/cpu/kernels.h"
-#include "formats/tiles.h"
+#include "formats/cpu/tiles.h"
 #ifdef __FMA__
 #include <immintrin.h>
 #endif
@@ -116,12 +116,12 @@ SL_INLINE float sum_of(const float* x, int count) {
   for (int i = 1; i < 8; ++i) out = out + sums[i];
   return out;
 }
-template <class C, Act A>
+template <class C, ActMode A>
 SL_INLINE void widen(Tokens& out, const C& codec, const LinearArgs& a, int k0, int count) {
   if constexpr (C::kGrouped) out.first_group = k0 / codec.group;
   for (int t = 0; t < out.count; ++t) {
     float* const to = out.x[t];
-    if constexpr (A == Act::a8) {
+    if constexpr (A.act == Act::a8) {
       const int8_t* from = a.x8.q + int64_t{out.first + t} * a.weight.k + k0;
       for (int i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
     } else {
@@ -144,7 +144,7 @@ SL_INLINE void widen(Tokens& out, const C& codec, const LinearArgs& a, int k0, i
   }
 }
 /// k0 .. k0 + count of the first token; the others follow at kStride. With groups it is whole ones.
-template <class C, Act A>
+template <class C, ActMode A>
 SL_INLINE const float* at(Tokens& tokens, const C& codec, const LinearArgs& a, int k0, int count) {
   if (tokens.whole) return tokens.x[0] + k0;
   widen<C, A>(tokens, codec, a, k0, count);
@@ -152,9 +152,10 @@ SL_INLINE const float* at(Tokens& tokens, const C& codec, const LinearArgs& a, i
 }
 
 /// The sums of one token and one vector of output rows, from the first k to the last.
-template <class C, Act A>
+template <class C, ActMode A>
 struct Sum {
-  static constexpr bool kInt = A == Act::a8;
+  static constexpr bool kInt = A.act == Act::a8;
+  static_assert(C::kGrouped || A.per == Per::token);
   F8 total{};  // of the groups that are done
   I8 whole{};  // of the chunks that are done, without groups
 
@@ -162,9 +163,9 @@ struct Sum {
   [[gnu::always_inline]] void close_group(F8& acc, const F8& scale, const LinearArgs& a,
                                           const Tokens& tokens, int t, int g) {
     if constexpr (kInt) {
-      const int64_t at = int64_t{tokens.first + t} * (a.weight.k / a.x8.group) + g;
+      const int64_t token = tokens.first + t, at = token * (a.weight.k / a.x8.sum_group) + g;
       const float offset = static_cast<float>(a.x8.sum[at] * C::kOffset);
-      total = total + ((acc - offset) * a.x8.scale[at]) * scale;
+      total = total + ((acc - offset) * a.x8.scale[A.per == Per::group ? at : token]) * scale;
     } else if constexpr (C::kOffset) {
       total = total + (acc - tokens.offset[t][g - tokens.first_group]) * scale;
     } else {
@@ -214,9 +215,9 @@ struct Sum {
 };
 
 /// T tokens of a block times a tile, weights straight from their codes.
-template <class C, Act A, int T>
+template <class C, ActMode A, int T>
 void direct(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
-  constexpr bool kInt = A == Act::a8;
+  constexpr bool kInt = A.act == Act::a8;
   constexpr int kGives = C::kStep / C::kLoads;
   const int k = a.weight.k, row = tokens.first;
   const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
@@ -366,9 +367,9 @@ SL_INLINE void add_tokens(const C& codec, Panel& panel, const std::byte* p, int 
 }
 
 /// All tokens of a block times a tile; each weight is decoded once.
-template <class C, Act A>
+template <class C, ActMode A>
 void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
-  constexpr bool kInt = A == Act::a8;
+  constexpr bool kInt = A.act == Act::a8;
   constexpr int kGives = C::kStep / C::kLoads;
   const int k = a.weight.k, row = tokens.first;
   const std::byte* const base = codec.tiles + size_t(tile) * codec.tile_bytes;
@@ -432,7 +433,7 @@ void shared(const LinearArgs& a, const C& codec, Tokens& tokens, int tile) {
 }
 
 /// A block of tokens times some tiles.
-template <class C, Act A>
+template <class C, ActMode A>
 void times_tiles(const LinearArgs& a, const C& codec, Tokens& tokens, Share mine) {
   for (int tile = mine.begin; tile < mine.end; ++tile) {
     if (tokens.count == 1)
@@ -445,7 +446,7 @@ void times_tiles(const LinearArgs& a, const C& codec, Tokens& tokens, Share mine
 }
 
 /// All tokens times this lane's tiles, block by block.
-template <class C, Act A>
+template <class C, ActMode A>
 void product(const LinearArgs& a, const C& codec, Lane lane) {
   const int rows = live_rows(a.live), blocks = (rows + kTokens - 1) / kTokens;
   Tokens tokens;

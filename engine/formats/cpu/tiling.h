@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "formats/tiles.h"
+#include "formats/cpu/tiles.h"
 #include "formats/weight_rows.h"
 #if defined(__SSE2__)
 #include <emmintrin.h>

@@ -29,7 +29,7 @@ Info inspect(const std::string& directory) {
   const auto checkpoint = open_checkpoint(directory);
   const ModelConfig c = read_config(*checkpoint);
   Info info;
-  info.backend = "cpu/" + available_isas().back();
+  info.backend = open_backend({.device = Options{}.device, .threads = 1})->name();
   info.threads = usable_cores();
   info.architecture = c.architecture;
   info.vocab = real_vocab(directory, c);

@@ -3,12 +3,6 @@
 #include <algorithm>
 
 namespace stepladder {
-namespace {
-
-size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
-
-}  // namespace
-
 Act act_of(const Linear& linear, Act wanted) {
   if (linear.runs(wanted)) return wanted;
   return wanted == Act::a16 ? Act::a8 : Act::a16;

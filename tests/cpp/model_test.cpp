@@ -1,5 +1,5 @@
 // Logits of the forward pass against an fp64 reference written straight from the canonical
-// weights: every family, rope type, weight format and activation mode on every instruction set.
+// weights: every family, rope type, weight format and activation mode on every backend.
 //
 // The reference runs twice, exactly and with the engine's roundings to 16 bits (and to int8 where
 // asked) at the places where they are stored. The distance between the two is the rounding noise
@@ -12,10 +12,10 @@
 #include <span>
 #include <vector>
 
-#include "backends/cpu/cpu_backend.h"
 #include "backends/tables.h"
 #include "model/kv_cache.h"
 #include "model/transformer.h"
+#include "support/backends.h"
 #include "support/tiny_model.h"
 
 namespace stepladder {
@@ -304,11 +304,12 @@ TEST_P(ModelTest, LogitsAgreeWithTheReferenceWithinTheRoundingNoise) {
   EXPECT_GT(deviation, 1.5);
   EXPECT_LT(deviation, 6.0);
 
-  for (const std::string& isa : available_isas())
+  for (const BackendCase& on : backend_cases())
     for (const bool generic : {false, true}) {
-      SCOPED_TRACE(spec.label() + " on " + isa + (generic ? ", described path" : ""));
-      CpuBackend backend(isa, 2);
-      ASSERT_EQ(backend.name(), "cpu/" + isa);
+      SCOPED_TRACE(spec.label() + " on " + on.kernels() + (generic ? ", described path" : ""));
+      const auto opened = on.open(2);
+      Backend& backend = *opened;
+      ASSERT_TRUE(backend.name().starts_with(on.kernels()));
       ModelOptions options;
       options.also_a8 = act == Act::a8, options.generic = generic, options.positions = 96;
       const Model model(backend, checkpoint, read_config(checkpoint), options);

@@ -45,8 +45,9 @@ Info inspect(const std::string& directory) {
 
   LevelInfo level;
   level.name = "target";
-  level.format = stored_format(*checkpoint, "model.layers.0.self_attn.q_proj");
-  level.head = stored_format(*checkpoint, c.tied_head ? "model.embed_tokens" : "lm_head");
+  const TensorNames& names = *c.family->names;
+  level.format = stored_format(*checkpoint, names.of_layer(0, names.q));
+  level.head = stored_format(*checkpoint, c.tied_head ? names.embedding : names.head);
   level.weight_bytes = info.total_bytes;
   info.levels.push_back(std::move(level));
   return info;

@@ -91,7 +91,7 @@ size_t source_bytes(const Source& s) {
   const auto& c = s.config;
   size_t bytes = c.tied_head ? size_t(c.vocab) * c.width * 2 : 0;
   for (const std::string& name : s.checkpoint->names()) {
-    if (c.tied_head && name.starts_with("lm_head.")) continue;
+    if (c.tied_head && name.starts_with(std::string(c.family->names->head) + ".")) continue;
     const TensorInfo& t = *s.checkpoint->find(name);
     bytes += t.dtype == "F32" && t.shape.size() > 1 ? t.bytes / 2 : t.bytes;
   }

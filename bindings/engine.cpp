@@ -138,12 +138,24 @@ std::shared_ptr<PythonStream> submit(std::shared_ptr<Engine> engine, const Reque
   return std::make_shared<PythonStream>(std::move(engine), std::move(stream));
 }
 
+/// Name(field=value, ...) of all that a class was bound with, as dataclasses show themselves.
+std::string fields_of(nb::handle object) {
+  std::string fields;
+  for (nb::handle key : nb::object(object.type().attr("__dict__"))) {
+    const std::string name = nb::cast<std::string>(key);
+    if (name.starts_with("_")) continue;
+    fields += (fields.empty() ? "" : ", ") + name + "=" + nb::repr(object.attr(key)).c_str();
+  }
+  return nb::cast<std::string>(object.type().attr("__name__")) + "(" + fields + ")";
+}
+
 void bind_options(nb::module_& m) {
   nb::enum_<LevelSpec::Kind>(m, "LevelKind")
       .value("model", LevelSpec::Kind::model)
       .value("cast", LevelSpec::Kind::cast)
       .value("activations", LevelSpec::Kind::activations)
-      .value("lookup", LevelSpec::Kind::lookup);
+      .value("lookup", LevelSpec::Kind::lookup)
+      .value("drafter", LevelSpec::Kind::drafter);
   nb::class_<LevelSpec>(m, "LevelSpec", "One level below the target.")
       .def(nb::init<>())
       .def_rw("kind", &LevelSpec::kind)
@@ -153,7 +165,24 @@ void bind_options(nb::module_& m) {
       .def_rw("tokens", &LevelSpec::tokens)
       .def_rw("head", &LevelSpec::head)
       .def_rw("ngram_max", &LevelSpec::ngram_max)
-      .def_rw("ngram_min", &LevelSpec::ngram_min);
+      .def_rw("ngram_min", &LevelSpec::ngram_min)
+      .def_rw("word", &LevelSpec::word)
+      .def_rw("options", &LevelSpec::options);
+  nb::class_<DrafterInfo> drafter(m, "DrafterInfo", "A drafter: it proposes and verifies nothing.");
+  drafter.def_ro("word", &DrafterInfo::word)
+      .def_ro("about", &DrafterInfo::about)
+      .def_ro("argument", &DrafterInfo::argument)
+      .def_ro("tokens", &DrafterInfo::tokens)
+      .def_ro("options", &DrafterInfo::options)
+      .def("__repr__", &fields_of);
+  nb::class_<DrafterInfo::Option>(drafter, "Option", "A whole number that a user may set.")
+      .def_ro("name", &DrafterInfo::Option::name)
+      .def_ro("about", &DrafterInfo::Option::about)
+      .def_ro("low", &DrafterInfo::Option::low)
+      .def_ro("high", &DrafterInfo::Option::high)
+      .def_ro("initial", &DrafterInfo::Option::initial)
+      .def("__repr__", &fields_of);
+  m.def("drafters", &drafters, "The drafters of this build.");
   m.def("parse_draft", &parse_draft, "text"_a,
         "Levels of a spec such as 'cast:mxfp4:shared:tokens=4,lookup'.");
   m.def("draft_forms", &draft_forms, "What a level of a spec can be, for messages.");
@@ -191,17 +220,6 @@ void bind_options(nb::module_& m) {
       .def_rw("ignore_eos", &Request::ignore_eos)
       .def_rw("logprobs", &Request::logprobs)
       .def_rw("draft", &Request::draft);
-}
-
-/// Name(field=value, ...) of all that a class was bound with, as dataclasses show themselves.
-std::string fields_of(nb::handle object) {
-  std::string fields;
-  for (nb::handle key : nb::object(object.type().attr("__dict__"))) {
-    const std::string name = nb::cast<std::string>(key);
-    if (name.starts_with("_")) continue;
-    fields += (fields.empty() ? "" : ", ") + name + "=" + nb::repr(object.attr(key)).c_str();
-  }
-  return nb::cast<std::string>(object.type().attr("__name__")) + "(" + fields + ")";
 }
 
 void bind_info(nb::module_& m) {
@@ -254,6 +272,15 @@ void bind_info(nb::module_& m) {
       .def_ro("notes", &Info::notes)
       .def_ro("levels", &Info::levels)
       .def("__repr__", &fields_of);
+  nb::class_<BackendInfo>(m, "BackendInfo", "A backend of this build, or what it lacks.")
+      .def_ro("name", &BackendInfo::name)
+      .def_ro("devices", &BackendInfo::devices)
+      .def_ro("missing", &BackendInfo::missing)
+      .def_prop_ro("runs", [](const BackendInfo& b) { return b.missing.empty(); })
+      .def("__repr__", &fields_of);
+  m.def("backends", &backends,
+        "The backends of this build: name, the devices that load() may name, whether it runs and, "
+        "where it does not, what is missing and why.");
   m.def("inspect", &inspect, "directory"_a, nb::call_guard<Released>(),
         "What can be told of a checkpoint without loading its weights.");
 }

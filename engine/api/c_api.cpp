@@ -8,6 +8,7 @@
 #include <string>
 
 #include "api/request.h"
+#include "backends/backend.h"
 #include "core/error.h"
 #include "stepladder/engine.h"
 #include "stepladder/version.h"
@@ -237,6 +238,25 @@ const char* sl_status_string(sl_status status) {
       return "internal error";
   }
   return "unknown status";
+}
+
+int32_t sl_backend_count(void) { return static_cast<int32_t>(backend_entries().size()); }
+
+sl_status sl_backend_get_info(int32_t index, sl_backend_info* out) {
+  return guarded([&] {
+    const auto all = backends();
+    check(index >= 0 && static_cast<size_t>(index) < all.size(), Code::invalid_argument,
+          "index: ", index, " is out of range; there are ", all.size(), " backends");
+    const BackendInfo& info = all[index];
+    sl_backend_info i{};
+    // Several are named by themselves and one by one.
+    const size_t names = info.devices.size();
+    i.devices = static_cast<int32_t>(names > 1 ? names - 1 : names);
+    copy_text(i.name, info.name);
+    copy_text(i.missing, info.missing);
+    write_struct(out, i, "out");
+    return SL_OK;
+  });
 }
 
 sl_status sl_model_params_init(sl_model_params* params, size_t struct_size) {

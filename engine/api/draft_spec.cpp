@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <climits>
 #include <optional>
 #include <string_view>
 
@@ -14,16 +15,15 @@ namespace stepladder {
 namespace {
 
 constexpr int kMaxDrafts = kMaxEmitted - 1;
-constexpr int kMaxNgram = 16;
 
-// Drafts a round asks of a drafter that has no tokens= of its own. A drafted token is worth its
+// Drafts a round asks of a model below that has no tokens= of its own. A drafted token is worth its
 // own price only while the levels above still accept it, so the count follows how often a copy
-// names its original's next token, and what one of its passes costs beside the verifier's. A text
-// lookup costs nothing but the rows it is checked with.
+// names its original's next token, and what one of its passes costs beside the verifier's.
 int default_tokens(const LevelSpec& level) {
   switch (level.kind) {
     case LevelSpec::Kind::lookup:
-      return 10;  // free but for its rows, and it knows when to hold back
+    case LevelSpec::Kind::drafter:
+      return drafter_kind(level).tokens;
     case LevelSpec::Kind::cast:
       return format_named(format_name(level.format)).draft_tokens;
     case LevelSpec::Kind::activations:
@@ -34,9 +34,31 @@ int default_tokens(const LevelSpec& level) {
   return 0;
 }
 
-const std::string kLevels = "lookup, cast:FORMAT, switch:a8, model:PATH or a path";
-const std::string kForms =
-    "; a level is " + kLevels + ", followed by options such as :shared or :tokens=4";
+std::string forms() {
+  return "; a level is " + draft_forms() + ", followed by options such as :shared or :tokens=4";
+}
+
+/// "lookup, ..." of those that `wanted` names an option of; of all where it is empty.
+std::string drafter_words(const std::string& wanted = "") {
+  std::string out;
+  for (const DrafterKind* kind : drafter_kinds()) {
+    const bool has = std::any_of(kind->options.begin(), kind->options.end(),
+                                 [&](const DrafterOption& o) { return wanted == o.name; });
+    if (wanted.empty() || has) out += (out.empty() ? "" : ", ") + std::string(kind->word);
+  }
+  return out;
+}
+
+/// "tokens=N, head=FORMAT, max=N, ...": the options with a value that any level has.
+std::string option_names() {
+  std::string out = "tokens=N, head=FORMAT";
+  for (const DrafterKind* kind : drafter_kinds())
+    for (const DrafterOption& o : kind->options) {
+      const std::string name = std::string(o.name) + "=N";
+      if ((", " + out + ",").find(", " + name + ",") == std::string::npos) out += ", " + name;
+    }
+  return out;
+}
 
 /// Splits at unescaped separators. Escapes stay in the pieces.
 std::vector<std::string> split(std::string_view text, char separator) {
@@ -80,12 +102,12 @@ std::string_view trimmed(std::string_view text) {
   return text;
 }
 
-int number(std::string_view text, const std::string& option, const std::string& level) {
+int number(std::string_view text, int least, const std::string& option, const std::string& level) {
   int value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  check(error == std::errc() && end == text.data() + text.size() && value > 0,
+  check(error == std::errc() && end == text.data() + text.size() && value >= least,
         Code::invalid_argument, "draft: ", option, "=", text, " in '", level,
-        "' is not a whole number above 0");
+        "' is not a whole number", least == 1 ? " above 0" : "");
   return value;
 }
 
@@ -95,7 +117,54 @@ std::optional<LevelSpec::Kind> keyword(const std::string& word) {
   if (word == "switch") return LevelSpec::Kind::activations;
   if (word == "model") return LevelSpec::Kind::model;
   if (word == "lookup") return LevelSpec::Kind::lookup;
+  if (find_drafter(word)) return LevelSpec::Kind::drafter;
   return std::nullopt;
+}
+
+/// The options that a level gives its drafter; lookup has fields of its own for them.
+std::vector<std::pair<std::string, int>> given_options(const LevelSpec& level) {
+  auto out = level.options;
+  if (level.ngram_max) out.emplace_back("max", level.ngram_max);
+  if (level.ngram_min) out.emplace_back("min", level.ngram_min);
+  return out;
+}
+
+/// Of a level that is a drafter: every option is one of its own, once, and within its range.
+void check_options(const LevelSpec& level, const std::string& name) {
+  const DrafterKind& kind = drafter_kind(level);
+  const auto given = given_options(level);
+  for (size_t i = 0; i < given.size(); ++i) {
+    const auto& [option, value] = given[i];
+    const auto known = std::find_if(kind.options.begin(), kind.options.end(),
+                                    [&](const DrafterOption& o) { return option == o.name; });
+    check(known != kind.options.end(), Code::invalid_argument, "draft: ", option, "= of '", name,
+          "' has no meaning there", drafter_words(option).empty() ? "" : "; it belongs to ",
+          drafter_words(option));
+    check(value >= known->low && value <= known->high, Code::invalid_argument, "draft: ", option,
+          "=", value, " of '", name, "' is out of range; it must be from ", known->low, " to ",
+          known->high);
+    for (size_t j = 0; j < i; ++j)
+      check(given[j].first != option, Code::invalid_argument, "draft: ", option, "= of '", name,
+            "' is given twice");
+  }
+}
+
+void check_drafter(const LevelSpec& level, const std::string& name) {
+  const bool known = level.kind == LevelSpec::Kind::lookup || find_drafter(level.word);
+  check(known, Code::invalid_argument, "draft: there is no drafter '", level.word, "'; there are ",
+        drafter_words());
+  const DrafterKind& kind = drafter_kind(level);
+  check(!kind.argument || !level.path.empty(), Code::invalid_argument, "draft: '", kind.word,
+        "' does not say its ", kind.argument ? kind.argument : "");
+  check(kind.argument || level.path.empty(), Code::invalid_argument, "draft: '", kind.word,
+        "' takes no '", level.path, "'");
+  check_options(level, name);
+  if (!kind.check) return;
+  try {
+    kind.check(drafter_setup(level));
+  } catch (const Error& e) {
+    fail(e.code(), "draft: '", name, "': ", e.what());
+  }
 }
 
 void read_option(const std::string& piece, const std::string& text, LevelSpec& level, bool& own) {
@@ -104,7 +173,7 @@ void read_option(const std::string& piece, const std::string& text, LevelSpec& l
   const std::string value = equals == std::string::npos ? "" : unescape(piece.substr(equals + 1));
   if (equals == std::string::npos) {
     check(name == "shared" || name == "own", Code::invalid_argument, "draft: '", piece, "' in '",
-          text, "' is no option (shared, own, tokens=N, head=FORMAT, max=N, min=N)", kForms,
+          text, "' is no option (shared, own, ", option_names(), ")", forms(),
           "; a colon or comma inside a path is written \\: or \\,");
     check(
         level.kind == LevelSpec::Kind::cast ||
@@ -113,17 +182,14 @@ void read_option(const std::string& piece, const std::string& text, LevelSpec& l
         "': only a cast has a choice of caches; a switch always shares, the others have their own");
     level.shared_cache = name == "shared", own = name == "own";
   } else if (name == "tokens") {
-    level.tokens = number(value, name, text);
+    level.tokens = number(value, 1, name, text);
   } else if (name == "head") {
     check(!value.empty(), Code::invalid_argument, "draft: head= in '", text, "' names no format");
     level.head = value;
-  } else if (name == "max") {
-    level.ngram_max = number(value, name, text);
-  } else if (name == "min") {
-    level.ngram_min = number(value, name, text);
   } else {
-    fail(Code::invalid_argument, "draft: unknown option '", name, "=' in '", text,
-         "'; there are tokens=, head=, max= and min=");
+    check(!name.empty() && !drafter_words(name).empty(), Code::invalid_argument,
+          "draft: unknown option '", name, "=' in '", text, "'; there are ", option_names());
+    level.options.emplace_back(name, number(value, INT_MIN, name, text));
   }
 }
 
@@ -133,17 +199,24 @@ LevelSpec parse_level(const std::string& text) {
   size_t next = 1;
   if (const auto kind = keyword(pieces[0])) {
     level.kind = *kind;
-    if (*kind != LevelSpec::Kind::lookup) {
+    const DrafterKind* drafter = find_drafter(pieces[0]);
+    if (*kind == LevelSpec::Kind::drafter) level.word = pieces[0];
+    if (!drafter || drafter->argument) {
       check(pieces.size() > 1 && !pieces[1].empty(), Code::invalid_argument, "draft: '", text,
-            "' does not say what to ", pieces[0] == "model" ? "load" : pieces[0] + " to", kForms);
-      (*kind == LevelSpec::Kind::model ? level.path : level.format) = unescape(pieces[1]);
+            "' does not say ",
+            drafter                ? std::string("its ") + drafter->argument
+            : pieces[0] == "model" ? "what to load"
+                                   : "what to " + pieces[0] + " to",
+            forms());
+      const bool format = *kind == LevelSpec::Kind::cast || *kind == LevelSpec::Kind::activations;
+      (format ? level.format : level.path) = unescape(pieces[1]);
       next = 2;
     }
   } else {
     level.kind = LevelSpec::Kind::model;
     level.path = unescape(pieces[0]);
     check(!level.path.empty(), Code::invalid_argument, "draft: '", text, "' starts with nothing",
-          kForms);
+          forms());
   }
   bool own = false;
   for (; next < pieces.size(); ++next) {
@@ -151,6 +224,12 @@ LevelSpec parse_level(const std::string& text) {
     read_option(pieces[next], text, level, own);
     check(!(own && shared) && !(owned && level.shared_cache), Code::invalid_argument, "draft: '",
           text, "' asks for both a shared cache and its own");
+  }
+  if (level.kind == LevelSpec::Kind::lookup) {
+    check_options(level, text);
+    for (const auto& [name, value] : level.options)
+      (name == "max" ? level.ngram_max : level.ngram_min) = value;
+    level.options.clear();
   }
   return level;
 }
@@ -180,12 +259,13 @@ void check_level(const LevelSpec& level, const std::string& name) {
   check(level.tokens >= 0 && level.tokens <= kMaxDrafts, Code::invalid_argument,
         "draft: tokens=", level.tokens, " of '", name, "' is out of range; a round takes 1 to ",
         kMaxDrafts, " drafts");
-  refuse(level.kind != Kind::lookup && (level.ngram_max || level.ngram_min), "max or min",
-         "lookup");
-  refuse((level.kind == Kind::lookup || level.kind == Kind::activations) && !level.head.empty(),
-         "head", "casts and models");
-  refuse((level.kind == Kind::lookup || level.kind == Kind::model) && level.shared_cache, "shared",
-         "casts");
+  const bool drafter = is_drafter(level);
+  const auto given = given_options(level);
+  if (!drafter && !given.empty())
+    refuse(true, (given[0].first + "=").c_str(), drafter_words(given[0].first).c_str());
+  refuse((drafter || level.kind == Kind::activations) && !level.head.empty(), "head",
+         "casts and models");
+  refuse((drafter || level.kind == Kind::model) && level.shared_cache, "shared", "casts");
   switch (level.kind) {
     case Kind::model:
       check(!level.path.empty(), Code::invalid_argument,
@@ -199,16 +279,10 @@ void check_level(const LevelSpec& level, const std::string& name) {
       check(level.format == "a8", Code::invalid_argument, "draft: there is no switch to '",
             level.format, "'; there is a8");
       break;
-    case Kind::lookup: {
-      const auto in_range = [&](int n) { return n >= 0 && n <= kMaxNgram; };
-      check(in_range(level.ngram_max) && in_range(level.ngram_min), Code::invalid_argument,
-            "draft: max=", level.ngram_max, " and min=", level.ngram_min, " of '", name,
-            "' must be from 1 to ", kMaxNgram);
-      check(!level.ngram_max || !level.ngram_min || level.ngram_min <= level.ngram_max,
-            Code::invalid_argument, "draft: min=", level.ngram_min, " of '", name,
-            "' is above max=", level.ngram_max);
+    case Kind::lookup:
+    case Kind::drafter:
+      check_drafter(level, name);
       break;
-    }
   }
   if (!level.head.empty())
     check(castable(format_name(level.head)), Code::invalid_argument,
@@ -240,8 +314,30 @@ std::string level_name(const LevelSpec& level) {
       return "switch:" + level.format;
     case LevelSpec::Kind::lookup:
       return "lookup";
+    case LevelSpec::Kind::drafter:
+      return level.word + (level.path.empty() ? "" : ":" + level.path);
   }
   return "";
+}
+
+bool is_drafter(const LevelSpec& level) {
+  return level.kind == LevelSpec::Kind::lookup || level.kind == LevelSpec::Kind::drafter;
+}
+
+const DrafterKind& drafter_kind(const LevelSpec& level) {
+  return *find_drafter(level.kind == LevelSpec::Kind::lookup ? "lookup" : level.word);
+}
+
+DrafterSetup drafter_setup(const LevelSpec& level) {
+  const DrafterKind& kind = drafter_kind(level);
+  DrafterSetup out;
+  out.argument = level.path;
+  out.tokens = level.tokens ? level.tokens : kind.tokens;
+  for (const DrafterOption& o : kind.options) out.options.emplace_back(o.name, o.initial);
+  for (const auto& [name, value] : given_options(level))
+    for (auto& option : out.options)
+      if (option.first == name) option.second = value;
+  return out;
 }
 
 LevelSpec with_defaults(LevelSpec level) {
@@ -257,10 +353,9 @@ void check_draft(const std::vector<LevelSpec>& levels) {
         " levels; at most ", kMaxLevels, " can stand below a target");
   for (size_t i = 0; i < levels.size(); ++i) {
     check_level(levels[i], level_name(levels[i]));
-    check(levels[i].kind != LevelSpec::Kind::lookup || i + 1 == levels.size(),
-          Code::invalid_argument,
-          "draft: lookup proposes by itself and verifies nothing, so no level can stand below it; "
-          "put it last");
+    check(!is_drafter(levels[i]) || i + 1 == levels.size(), Code::invalid_argument,
+          "draft: ", level_name(levels[i]),
+          " proposes by itself and verifies nothing, so no level can stand below it; put it last");
   }
 }
 
@@ -269,14 +364,31 @@ std::vector<LevelSpec> parse_draft(const std::string& text) {
   if (trimmed(text).empty()) return out;
   for (const std::string& piece : split(text, ',')) {
     const std::string level(trimmed(piece));
-    check(!level.empty(), Code::invalid_argument, "draft: '", text, "' has an empty level", kForms);
+    check(!level.empty(), Code::invalid_argument, "draft: '", text, "' has an empty level",
+          forms());
     out.push_back(parse_level(level));
   }
   check_draft(out);
   return out;
 }
 
-std::string draft_forms() { return kLevels; }
+std::string draft_forms() {
+  std::string out;
+  for (const DrafterKind* kind : drafter_kinds())
+    out += kind->word + (kind->argument ? ":" + std::string(kind->argument) : "") + ", ";
+  return out + "cast:FORMAT, switch:a8, model:PATH or a path";
+}
+
+std::vector<DrafterInfo> drafters() {
+  std::vector<DrafterInfo> out;
+  for (const DrafterKind* kind : drafter_kinds()) {
+    DrafterInfo info{kind->word, kind->about, kind->argument ? kind->argument : "", kind->tokens};
+    for (const DrafterOption& o : kind->options)
+      info.options.push_back({o.name, o.about, o.low, o.high, o.initial});
+    out.push_back(std::move(info));
+  }
+  return out;
+}
 
 std::vector<LevelSpec> fixed_draft(std::vector<LevelSpec> levels) {
   for (LevelSpec& level : levels) level.tokens = with_defaults(level).tokens;
@@ -300,12 +412,15 @@ std::string to_string(const std::vector<LevelSpec>& levels) {
       case LevelSpec::Kind::lookup:
         out += "lookup";
         break;
+      case LevelSpec::Kind::drafter:
+        out += level.word + (level.path.empty() ? "" : ":" + escape(level.path));
+        break;
     }
     if (level.shared_cache && level.kind == LevelSpec::Kind::cast) out += ":shared";
     if (level.tokens) out += ":tokens=" + std::to_string(level.tokens);
     if (!level.head.empty()) out += ":head=" + escape(level.head);
-    if (level.ngram_max) out += ":max=" + std::to_string(level.ngram_max);
-    if (level.ngram_min) out += ":min=" + std::to_string(level.ngram_min);
+    for (const auto& [name, value] : given_options(level))
+      out += ":" + name + "=" + std::to_string(value);
   }
   return out;
 }

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "spec/drafter_kind.h"
 #include "stepladder/engine.h"
 
 namespace stepladder {
@@ -17,6 +18,12 @@ void check_head(const std::string& name);
 LevelSpec with_defaults(LevelSpec);
 /// "cast:mxfp4" and the like: how messages and stats name a level.
 std::string level_name(const LevelSpec&);
+/// Whether the level only proposes: an entry of drafter_kinds().
+bool is_drafter(const LevelSpec&);
+/// What such a level, which was checked, says of itself: its argument, tokens and options, defaults
+/// filled in.
+DrafterSetup drafter_setup(const LevelSpec&);
+const DrafterKind& drafter_kind(const LevelSpec&);
 /// The name of the weight format that a spec calls `name`: "int8" is w8a16.
 std::string format_name(const std::string& name);
 

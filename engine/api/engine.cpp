@@ -4,15 +4,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <limits>
 
 #include "api/load.h"
 #include "api/loop.h"
 #include "api/plan.h"
-#include "backends/cpu/memory.h"
 #include "core/error.h"
+#include "core/round_up.h"
 #include "core/thread_pool.h"
-#include "spec/drafters/lookup.h"
 #include "spec/model_verifier.h"
 #include "spec/rule_table.h"
 
@@ -120,13 +118,10 @@ class Loader {
         models_[k] = models[plan_.levels[k].spec.kind == LevelSpec::Kind::cast ? ++cast : 0];
   }
 
-  static int positions(const Source& s) {
-    return (s.context + kAttentionStep - 1) / kAttentionStep * kAttentionStep;
-  }
+  static int positions(const Source& s) { return round_up(s.context, kAttentionStep); }
 
   Loaded load_level(int k) {
     const LevelPlan& level = plan_.levels[k];
-    const Source& source = plan_.sources[level.source];
     Loaded out;
     out.model = models_[k];
     out.act = level.spec.kind == LevelSpec::Kind::activations ? Act::a8 : out.model->default_act();
@@ -134,14 +129,13 @@ class Loader {
     if (std::find(models_.begin(), above, out.model) == above)
       out.weight_bytes = out.model->bytes();
     if (level.cache_of == k) {
-      out.cache =
-          make_cache(backend_, *out.model, source.context, plan_.tree_capacity, plan_.sequences);
+      out.cache = std::make_shared<KVCache>(backend_, cache_spec(plan_, k));
       out.cache_bytes = out.cache->bytes();
     } else {
       out.cache = loaded_[level.cache_of].cache;
     }
     out.verifier = std::make_unique<ModelVerifier>(backend_, out.model, out.cache, rules_,
-                                                   verifier_options(plan_, k, out.act));
+                                                   verifier_options(plan_, backend_, k, out.act));
     return out;
   }
 
@@ -157,11 +151,15 @@ class Loader {
     return static_cast<float>(fewer < 1.5 ? 0.04 : 0.075 * fewer);
   }
 
-  /// What one pass costs beside one of another level, by the bytes they read, until both have
-  /// timed their own.
-  static float pass_cost(const Loaded& of, const Loaded& beside) {
-    return static_cast<float>(double(of.model->pass_bytes(of.act)) /
-                              double(beside.model->pass_bytes(beside.act)));
+  /// What a guess of the drafter below level k costs beside a pass of the level, by the bytes they
+  /// read, until both have timed their own.
+  float guess_cost(size_t k) const {
+    const auto bytes = [](const Loaded& l) { return double(l.model->pass_bytes(l.act)); };
+    const double guess = k + 1 < loaded_.size() ? bytes(loaded_[k + 1]) : leaf_need().pass_bytes;
+    return static_cast<float>(guess / bytes(loaded_[k]));
+  }
+  DrafterNeed leaf_need() const {
+    return plan_.leaf ? plan_.leaf->kind->memory(plan_.leaf->setup, backend_) : DrafterNeed{};
   }
 
   /// Levels over their drafters, innermost first.
@@ -169,16 +167,14 @@ class Loader {
     LoopParts parts;
     parts.side = std::make_unique<ModelSide>(rules_, *loaded_[0].verifier);
     std::unique_ptr<Drafter> inner;
-    if (plan_.lookup) {
-      LookupOptions options = lookup_options(plan_);
-      options.row_cost = row_cost(loaded_.back());
-      inner = std::make_unique<Lookup>(options);
+    if (plan_.leaf) {
+      const DrafterSite site{backend_, *loaded_.back().verifier, rules_, row_cost(loaded_.back())};
+      inner = plan_.leaf->kind->make(plan_.leaf->setup, site);
     }
     for (size_t k = plan_.levels.size(); k-- > 0;) {
       LevelOptions options = level_options(plan_, static_cast<int>(k));
       options.row_cost = row_cost(loaded_[k]);
-      // A pass of the drafter for each guess; a lookup makes none.
-      options.guess_cost = k + 1 < loaded_.size() ? pass_cost(loaded_[k + 1], loaded_[k]) : 0;
+      options.guess_cost = guess_cost(k);
       auto level = std::make_unique<Level>(std::move(loaded_[k].verifier), std::move(inner),
                                            std::move(options));
       if (k == 0)
@@ -189,6 +185,7 @@ class Loader {
     parts.end_tokens = plan_.sources[0].config.end_tokens;
     parts.limits = {plan_.vocab, plan_.context, plan_.sources[0].config.max_context()};
     parts.sequences = plan_.sequences;
+    parts.block = backend_.row_buckets().back();
     return parts;
   }
 
@@ -213,10 +210,12 @@ class Loader {
       info.levels.push_back(std::move(out));
     }
     const MemoryNeed need = memory_need(plan_, backend_);
-    info.total_bytes += need.caches + need.work;
-    if (plan_.lookup) {
+    for (const MemoryPart& part : {need.backend, need.host})
+      info.total_bytes += part.caches + part.work;
+    if (plan_.leaf) {
       LevelInfo out;
-      out.name = "lookup", out.tokens = plan_.lookup->tokens;
+      out.name = plan_.leaf->name, out.tokens = plan_.leaf->setup.tokens;
+      out.pass_bytes = leaf_need().pass_bytes;
       info.levels.push_back(std::move(out));
     }
   }
@@ -235,9 +234,7 @@ class LoadedEngine final : public Engine {
                std::unique_ptr<Backend> backend)
       : backend_(std::move(backend)) {
     const LoadPlan plan = make_plan(directory, options);
-    const bool host = backend_->kernels().starts_with("cpu/");
-    check_memory(plan, memory_need(plan, *backend_),
-                 host ? available_host_bytes() : std::numeric_limits<size_t>::max());
+    check_memory(plan, *backend_, memory_need(plan, *backend_), memory_there(*backend_));
     info_.threads = options.threads ? options.threads : usable_cores();
     loop_ = std::make_unique<Loop>(Loader(plan, options, *backend_).load(info_));
   }
@@ -273,6 +270,7 @@ std::vector<double> LoadedEngine::verify_ms(const std::vector<int>& rows, int co
   check(repeats >= 1, Code::invalid_argument, "repeats: ", repeats,
         " is out of range; it must be 1 or more");
   std::vector<std::vector<double>> times(rows.size());
+  const int block = backend_->row_buckets().back();
   loop_->run_idle([&](Level& target, TargetSide& side) {
     Sequence sequence;
     for (int i = 0; i <= context; ++i) sequence.tokens.push_back((i * 7919 + 13) % info_.vocab);
@@ -282,7 +280,7 @@ std::vector<double> LoadedEngine::verify_ms(const std::vector<int>& rows, int co
     side.begin(0, {}, sequence.tokens, {});
     side.ask_logprobs(-1);
     verifier.sync(one);
-    while (verifier.lacking(sequence) > 0) verifier.read(one, kPromptBlock);
+    while (verifier.lacking(sequence) > 0) verifier.read(one, block);
     DraftTrees trees(1, most);
     RoundResult result;
     // Sizes alternate, so that a change of the machine's speed meets them all; the first is

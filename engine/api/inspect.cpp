@@ -29,7 +29,7 @@ Info inspect(const std::string& directory) {
   const auto checkpoint = open_checkpoint(directory);
   const ModelConfig c = read_config(*checkpoint);
   Info info;
-  info.backend = "cpu/" + available_isas().back();
+  info.backend = open_backend({.device = Options{}.device, .threads = 1})->name();
   info.threads = usable_cores();
   info.architecture = c.architecture;
   info.vocab = real_vocab(directory, c);
@@ -45,8 +45,9 @@ Info inspect(const std::string& directory) {
 
   LevelInfo level;
   level.name = "target";
-  level.format = stored_format(*checkpoint, "model.layers.0.self_attn.q_proj");
-  level.head = stored_format(*checkpoint, c.tied_head ? "model.embed_tokens" : "lm_head");
+  const TensorNames& names = *c.family->names;
+  level.format = stored_format(*checkpoint, names.of_layer(0, names.q));
+  level.head = stored_format(*checkpoint, c.tied_head ? names.embedding : names.head);
   level.weight_bytes = info.total_bytes;
   info.levels.push_back(std::move(level));
   return info;

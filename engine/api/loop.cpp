@@ -323,7 +323,7 @@ bool Loop::read_prompts() {
     if (slot->reading) members_.push_back(slot), batch_.push_back(&slot->sequence);
   if (batch_.empty()) return false;
   Verifier& verifier = parts_.target->verifier();
-  verifier.read(batch_, kPromptBlock);
+  verifier.read(batch_, parts_.block);
   for (Slot* slot : members_) {
     const int lacking = verifier.lacking(slot->sequence);
     slot->reading = lacking > verifier.catch_up();
@@ -362,7 +362,7 @@ void Loop::read_below() {
   below_.clear();
   for (Slot* slot : members_)
     if (slot->stream->request.draft && slot->produced > 0) below_.push_back(&slot->sequence);
-  if (!below_.empty()) parts_.target->read_below(below_, kPromptBlock);
+  if (!below_.empty()) parts_.target->read_below(below_, parts_.block);
 }
 
 void Loop::deliver(Slot& slot, int index) {

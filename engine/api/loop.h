@@ -19,9 +19,6 @@
 
 namespace stepladder {
 
-/// Rows of one prompt block: as wide as a pass, yet a stream waits for one no longer than for a
-/// few rounds of its own.
-constexpr int kPromptBlock = 128;
 /// How long a stream whose queue is full keeps its slot from others while nobody takes from it.
 constexpr std::chrono::milliseconds kPatience{200};
 
@@ -45,6 +42,7 @@ struct LoopParts {
   std::vector<Token> end_tokens;
   RequestLimits limits;
   int sequences = 1;
+  int block = 128;  // rows of one prompt block: the backend's own
 };
 
 class Loop {

@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <sstream>
 
-#include "api/loop.h"
+#include "api/request.h"
+#include "api/stream.h"
 #include "core/error.h"
+#include "core/host_memory.h"
+#include "core/round_up.h"
 #include "core/thread_pool.h"
 #include "io/vocabulary.h"
 #include "model/kv_cache.h"
@@ -87,7 +91,7 @@ size_t source_bytes(const Source& s) {
   const auto& c = s.config;
   size_t bytes = c.tied_head ? size_t(c.vocab) * c.width * 2 : 0;
   for (const std::string& name : s.checkpoint->names()) {
-    if (c.tied_head && name.starts_with("lm_head.")) continue;
+    if (c.tied_head && name.starts_with(std::string(c.family->names->head) + ".")) continue;
     const TensorInfo& t = *s.checkpoint->find(name);
     bytes += t.dtype == "F32" && t.shape.size() > 1 ? t.bytes / 2 : t.bytes;
   }
@@ -134,10 +138,11 @@ LoadPlan make_plan(const std::string& directory, const Options& options) {
   for (const LevelSpec& given : options.draft) {
     const LevelSpec spec = with_defaults(given);
     plan.levels.back().drafts = spec.tokens;
-    plan.levels.back().planned = given.tokens == 0 && spec.kind != LevelSpec::Kind::lookup;
+    plan.levels.back().planned =
+        given.tokens == 0 && !(is_drafter(spec) && drafter_kind(spec).forecasts);
     ahead += 2 * (spec.tokens + 1);
-    if (spec.kind == LevelSpec::Kind::lookup) {
-      plan.lookup = std::make_unique<LevelSpec>(spec);
+    if (is_drafter(spec)) {
+      plan.leaf = {&drafter_kind(spec), drafter_setup(spec), level_name(spec)};
       continue;
     }
     LevelPlan level;
@@ -154,24 +159,34 @@ LoadPlan make_plan(const std::string& directory, const Options& options) {
     plan.levels.push_back(std::move(level));
   }
   plan.ahead = std::max(kLeastAhead, ahead + 1);
-  plan.tree_capacity = kMaxEmitted;  // drafts are chains
+  plan.tree_capacity = kMaxEmitted;  // of chains
   for (Source& source : plan.sources) source.bytes = source_bytes(source);
+  if (!plan.leaf) return plan;
+  DrafterSetup& setup = plan.leaf->setup;
+  setup.sequences = plan.sequences, setup.context = plan.context, setup.vocab = plan.vocab;
+  setup.above = &plan.sources[plan.levels.back().source].config;
+  setup.level = static_cast<int>(plan.levels.size());
+  if (plan.leaf->kind->nodes)
+    plan.tree_capacity = std::max(plan.tree_capacity, plan.leaf->kind->nodes(setup));
   return plan;
 }
 
-KVSpec cache_spec(const LoadPlan& plan, const LevelPlan& level) {
-  const Source& s = plan.sources[level.source];
+KVSpec cache_spec(const LoadPlan& plan, int k) {
+  const Source& s = plan.sources[plan.levels[k].source];
   const ModelConfig& c = s.config;
-  const int positions = (s.context + kAttentionStep - 1) / kAttentionStep * kAttentionStep;
-  return {c.layers, c.kv_heads, c.head_dim, positions, plan.tree_capacity, plan.sequences, c.dtype};
+  KVSpec spec{c.layers,           c.kv_heads,     c.head_dim, round_up(s.context, kAttentionStep),
+              plan.tree_capacity, plan.sequences, c.dtype};
+  const bool read = plan.leaf && plan.leaf->kind->features && plan.levels.back().cache_of == k;
+  if (read) spec.features = plan.leaf->kind->features(plan.leaf->setup);
+  return spec;
 }
 
-VerifierOptions verifier_options(const LoadPlan& plan, int k, Act act) {
+VerifierOptions verifier_options(const LoadPlan& plan, const Backend& backend, int k, Act act) {
   VerifierOptions options;
   options.level = static_cast<LevelId>(k), options.act = act, options.vocab = plan.vocab;
   options.context = plan.sources[plan.levels[k].source].context;
   options.tree_capacity = plan.tree_capacity, options.ahead = plan.ahead;
-  options.block = kPromptBlock;
+  options.block = backend.row_buckets().back();
   options.logprobs = k == 0 ? kMaxLogprobs : 0;
   return options;
 }
@@ -188,73 +203,90 @@ LevelOptions level_options(const LoadPlan& plan, int k) {
   return options;
 }
 
-LookupOptions lookup_options(const LoadPlan& plan) {
-  LookupOptions options;
-  options.tokens = plan.lookup->tokens;
-  options.context = plan.context, options.sequences = plan.sequences;
-  if (plan.lookup->ngram_min) options.ngram_min = plan.lookup->ngram_min;
-  options.ngram_max = plan.lookup->ngram_max ? plan.lookup->ngram_max
-                                             : std::max(options.ngram_max, options.ngram_min);
-  return options;
-}
-
 MemoryNeed memory_need(const LoadPlan& plan, const Backend& backend) {
   MemoryNeed need;
-  for (const Source& s : plan.sources) {
-    need.weights += s.bytes;
-    need.transient =
-        std::max(need.transient, load_scratch_bytes(s.config, plan.threads, backend.on_host()));
-  }
-  const auto grow = [&](size_t per_token, size_t tokens) {
-    need.growing += plan.sequences * per_token * tokens;
-    need.per_context += plan.sequences * per_token;
+  MemoryPart &there = need.backend, &host = backend.on_host() ? need.backend : need.host;
+  const auto grow = [&](MemoryPart& part, size_t per_token, size_t tokens) {
+    part.growing += plan.sequences * per_token * tokens;
+    part.per_context += plan.sequences * per_token;
   };
+  for (const Source& s : plan.sources) {
+    there.weights += s.bytes;
+    host.transient =
+        std::max(host.transient, load_scratch_bytes(s.config, plan.threads, backend.on_host()));
+  }
   for (int k = 0; k < static_cast<int>(plan.levels.size()); ++k) {
     const LevelPlan& level = plan.levels[k];
     const auto& c = plan.sources[level.source].config;
-    need.weights += level.bytes;
+    there.weights += level.bytes;
     if (level.cache_of == k) {
-      const KVSpec cache = cache_spec(plan, level);
+      const KVSpec cache = cache_spec(plan, k);
       const size_t tokens = KVCache::host_bytes(cache);
-      need.caches += backend.kv_bytes(cache) + tokens;
-      grow(size_t(c.layers) * 2 * c.kv_heads * c.head_dim * 2 +
-               tokens / (size_t(cache.sequences) * cache.positions),
-           cache.positions);
+      there.caches += backend.kv_bytes(cache), host.caches += tokens;
+      grow(there, size_t(c.layers) * 2 * c.kv_heads * c.head_dim * 2, cache.positions);
+      grow(host, tokens / (size_t(cache.sequences) * cache.positions), cache.positions);
     }
     const VerifierNeed verifier =
-        verifier_need(backend, c, plan.sequences, verifier_options(plan, k, Act::a16));
+        verifier_need(backend, c, plan.sequences, verifier_options(plan, backend, k, Act::a16));
     const LevelOptions options = level_options(plan, k);
-    const int below = static_cast<int>(plan.levels.size()) - 1 - k + (plan.lookup ? 1 : 0);
-    need.work += verifier.backend + verifier.host + Level::bytes(options, below);
-    grow(sizeof(Token), options.context);
+    const int below = static_cast<int>(plan.levels.size()) - 1 - k + (plan.leaf ? 1 : 0);
+    there.work += verifier.backend;
+    host.work += verifier.host + Level::bytes(options, below);
+    grow(host, sizeof(Token), options.context);
   }
-  if (plan.lookup) {
-    const LookupOptions options = lookup_options(plan);
-    const size_t bytes = Lookup::bytes(options);
-    need.work += bytes, need.growing += bytes;
-    // Its tables double at powers of two, so what half a context takes may be all of this.
-    need.per_context += 2 * (bytes / options.context);
+  if (plan.leaf) {
+    const auto at = [&](int context) {
+      DrafterSetup setup = plan.leaf->setup;
+      setup.context = context;
+      return plan.leaf->kind->memory(setup, backend);
+    };
+    const auto add = [&](MemoryPart& part, size_t most, size_t least) {
+      part.work += most, part.growing += most - least;
+      // Tables double at powers of two, so what half a context takes may be all of this.
+      part.per_context += 2 * ((most - least) / plan.context);
+    };
+    const DrafterNeed most = at(plan.context), least = at(std::min(plan.context, 32));
+    add(there, most.backend, least.backend), add(host, most.host, least.host);
   }
-  need.work += RuleTable::bytes(plan.sequences, plan.vocab, plan.context);
-  need.work += plan.sequences * (plan.context * sizeof(Token) + StreamState::kQueueBytes);
-  grow(sizeof(Token), plan.context);
+  there.work += RuleTable::bytes(plan.sequences, plan.vocab, plan.context);
+  host.work += plan.sequences * (plan.context * sizeof(Token) + StreamState::kQueueBytes);
+  grow(host, sizeof(Token), plan.context);
   return need;
 }
 
-void check_memory(const LoadPlan& plan, const MemoryNeed& need, size_t available) {
-  if (need.total() <= available) return;
+MemoryThere memory_there(const Backend& backend) {
+  return {backend.available_bytes(), available_host_bytes()};
+}
+
+void check_memory(const LoadPlan& plan, const Backend& backend, const MemoryNeed& need,
+                  const MemoryThere& there) {
+  const struct {
+    const MemoryPart& need;
+    size_t available;
+    std::string where;
+  } parts[] = {{need.backend, there.backend, backend.on_host() ? "" : " on " + backend.name()},
+               {need.host, there.host, " on the host"}};
   const auto mb = [](size_t bytes) { return (bytes + (size_t{1} << 20) - 1) >> 20; };
-  const size_t rest = need.total() - need.growing;
-  const size_t fits =
-      available > rest && need.per_context ? (available - rest) / need.per_context / 32 * 32 : 0;
+  std::ostringstream lacks;
+  size_t fits = plan.context;
+  for (const auto& part : parts) {
+    const MemoryPart& n = part.need;
+    if (n.total() <= part.available) continue;
+    const size_t rest = n.total() - n.growing;
+    fits = std::min(fits, part.available > rest && n.per_context
+                              ? (part.available - rest) / n.per_context / 32 * 32
+                              : 0);
+    lacks << (lacks.tellp() ? ", and " : "") << mb(n.total()) << " MB needed" << part.where
+          << " (weights " << mb(n.weights) << ", cache of " << plan.sequences << " x "
+          << plan.context << " tokens " << mb(n.caches) << ", work " << mb(n.work + n.transient)
+          << "), " << mb(part.available) << " MB available";
+  }
+  if (!lacks.tellp()) return;
   const std::string advice =
-      fits >= 32
-          ? "load with context=" + std::to_string(std::min<size_t>(fits, plan.context)) + " or less"
-          : std::string("use a smaller model, fewer levels or a smaller format");
-  fail(Code::out_of_memory, plan.sources[0].directory, " does not fit: ", mb(need.total()),
-       " MB needed (weights ", mb(need.weights), ", cache of ", plan.sequences, " x ", plan.context,
-       " tokens ", mb(need.caches), ", work ", mb(need.work + need.transient), "), ", mb(available),
-       " MB available; ", advice, plan.sequences > 1 ? ", or with fewer max_sequences" : "");
+      fits >= 32 ? "load with context=" + std::to_string(fits) + " or less"
+                 : std::string("use a smaller model, fewer levels or a smaller format");
+  fail(Code::out_of_memory, plan.sources[0].directory, " does not fit: ", lacks.str(), "; ", advice,
+       plan.sequences > 1 ? ", or with fewer max_sequences" : "");
 }
 
 }  // namespace stepladder

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,7 +11,7 @@
 #include "io/checkpoint.h"
 #include "model/config.h"
 #include "model/weights.h"
-#include "spec/drafters/lookup.h"
+#include "spec/drafter_kind.h"
 #include "spec/level.h"
 #include "spec/model_verifier.h"
 #include "stepladder/engine.h"
@@ -39,10 +40,17 @@ struct LevelPlan {
   size_t bytes = 0;      // estimate of the weights held for it alone
 };
 
+/// What proposes below the last verifying level.
+struct LeafPlan {
+  const DrafterKind* kind = nullptr;
+  DrafterSetup setup;
+  std::string name;
+};
+
 struct LoadPlan {
   std::vector<Source> sources;
   std::vector<LevelPlan> levels;
-  std::unique_ptr<LevelSpec> lookup;  // the leaf, if there is one
+  std::optional<LeafPlan> leaf;
   int context = 0, sequences = 1, vocab = 0, threads = 1;
   int tree_capacity = 0;  // nodes of the largest draft, root included
   int ahead = 0;          // tokens that a level may have guessed beyond the target's
@@ -52,24 +60,34 @@ struct LoadPlan {
 /// Opens and checks everything that can be without reading weights.
 LoadPlan make_plan(const std::string& directory, const Options&);
 
-/// Bytes the plan takes, by what for.
-struct MemoryNeed {
+/// Bytes taken of one memory, by what for.
+struct MemoryPart {
   size_t weights = 0, caches = 0, work = 0, transient = 0;
   size_t growing = 0;      // the part of these that grows with the context
   size_t per_context = 0;  // by so many bytes, at most, for each token of it
   size_t total() const { return weights + caches + work + transient; }
+  size_t lasting() const { return weights + caches + work; }
+};
+/// Bytes the plan takes. On a backend whose memory is the host's all of it is the backend's.
+struct MemoryNeed {
+  MemoryPart backend, host;
+  size_t lasting() const { return backend.lasting() + host.lasting(); }
 };
 MemoryNeed memory_need(const LoadPlan&, const Backend&);
-/// Throws Error(out_of_memory) with the numbers and the context that would fit.
-void check_memory(const LoadPlan&, const MemoryNeed&, size_t available);
+/// Bytes that can be had of both memories.
+struct MemoryThere {
+  size_t backend = 0, host = 0;
+};
+MemoryThere memory_there(const Backend&);
+/// Throws Error(out_of_memory) with the numbers, whose memory it is, and the context that would
+/// fit.
+void check_memory(const LoadPlan&, const Backend&, const MemoryNeed&, const MemoryThere&);
 
-/// The cache of one level.
-KVSpec cache_spec(const LoadPlan&, const LevelPlan&);
-/// What the parts of level k are made with; the plan alone decides it.
-VerifierOptions verifier_options(const LoadPlan&, int k, Act);
+/// The cache of level k.
+KVSpec cache_spec(const LoadPlan&, int k);
+/// What the parts of level k are made with; the plan and the backend alone decide it.
+VerifierOptions verifier_options(const LoadPlan&, const Backend&, int k, Act);
 LevelOptions level_options(const LoadPlan&, int k);
-/// What the leaf is made with; there must be one.
-LookupOptions lookup_options(const LoadPlan&);
 /// "bf16" for dense weights, else the format's name.
 std::string format_label(const FormatDesc&);
 /// Tokens of the model's own tokenizer; all rows of the embedding when there is none to read.

@@ -312,11 +312,13 @@ class Backend {
   /// The kernel family fast paths are chosen for: "cpu/portable", "cpu/avx2", "cpu/avx512".
   virtual std::string kernels() const { return name(); }
 
+  /// Bytes that allocate() could give in all just now; the largest size_t where nothing tells.
+  virtual size_t available_bytes() const = 0;
   /// 64-byte aligned (2 MB for large blocks), zeroed. Throws Error(out_of_memory) with the numbers.
   virtual void* allocate(size_t bytes) = 0;
   virtual void release(void* memory, size_t bytes) noexcept = 0;
-  /// Whether the host may write what allocate() gave, from any thread, until the first operator
-  /// uses it: then weights are packed straight into place.
+  /// Whether its memory is the host's, which may write what allocate() gave, from any thread, until
+  /// the first operator uses it: then weights are packed straight into place.
   virtual bool on_host() const { return false; }
   /// Queues a copy to the backend; the host bytes are taken before the call returns. While nothing
   /// else runs, any thread may call it, one at a time.
@@ -360,14 +362,34 @@ class Backend {
   virtual void count(const CountArgs&) = 0;
 };
 
-/// How a backend is opened. threads 0: as many as the machine has cores.
+/// How a backend is opened.
 struct BackendOptions {
-  std::string device = "cpu";  // "auto" or a backend's name
-  std::string isa;             // "" = the best there is; else "portable", "avx2", "avx512"
-  int threads = 0;
+  std::string device = "cpu";  // "auto", or a backend's name and perhaps an index, as in "cuda:1"
+  std::string isa;             // cpu: "" = the best there is; else "portable", "avx2", "avx512"
+  int threads = 0;             // of the host; 0 = as many as the machine has cores
 };
-/// Throws Error(unsupported) naming what there is when `device` or `isa` is not available.
+/// The backend that `device` names; "auto" is the one that runs and is preferred most. Throws
+/// Error(unsupported) naming what there is when `device` or `isa` is not available.
 std::unique_ptr<Backend> open_backend(const BackendOptions&);
+
+/// The one constant that a backend's folder exports, named like the folder, in the namespace
+/// `backend`.
+struct BackendKind {
+  int preference;  // of "auto": the highest of those that run
+  /// What it lacks on this machine, and why; "" when it can run.
+  std::string (*missing)();
+  /// How many devices there are, 1 or more where it can run.
+  int (*devices)();
+  /// Opens device `index`, which there is. Throws Error(unsupported) on options that are not its.
+  std::unique_ptr<Backend> (*open)(int index, const BackendOptions&);
+};
+/// A backend of the build: one of the folders found.
+struct BackendEntry {
+  const char* name;
+  const BackendKind* kind;  // null: it could not be built
+  const char* missing;      // then what that took
+};
+std::vector<BackendEntry> backend_entries();
 /// Instruction sets this machine can run, worst first.
 std::vector<std::string> available_isas();
 

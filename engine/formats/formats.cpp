@@ -3,7 +3,6 @@
 #include "core/error.h"
 #include "formats/linear.h"
 #include "formats/quantization.h"
-#include "generated/isas.h"
 
 namespace stepladder {
 
@@ -12,23 +11,13 @@ namespace format {
 SL_EACH_FORMAT(SL_DECLARE_FORMAT)
 }  // namespace format
 
-#define SL_DECLARE_KERNELS_OF(name) extern const LinearKernels name##_kernels;
-#define SL_DECLARE_ISA(isa)                 \
-  namespace isa {                           \
-  SL_EACH_CPU_FORMAT(SL_DECLARE_KERNELS_OF) \
+#define SL_DECLARE_KERNELS(space, format)      \
+  namespace space {                            \
+  extern const LinearKernels format##_kernels; \
   }
-SL_EACH_ISA(SL_DECLARE_ISA)
+SL_EACH_FAST_PATH(SL_DECLARE_KERNELS)
 
 namespace {
-
-#define SL_LIST_KERNELS(name) \
-  out.insert(out.end(), name##_kernels.first, name##_kernels.first + name##_kernels.count);
-#define SL_KERNELS_OF_ISA(isa)                     \
-  void add_##isa(std::vector<LinearKernel>& out) { \
-    using namespace isa;                           \
-    SL_EACH_CPU_FORMAT(SL_LIST_KERNELS)            \
-  }
-SL_EACH_ISA(SL_KERNELS_OF_ISA)
 
 std::string known_formats() {
   std::string names;
@@ -48,8 +37,10 @@ std::span<const WeightFormat* const> formats() {
 std::span<const LinearKernel> linear_kernels() {
   static const std::vector<LinearKernel> all = [] {
     std::vector<LinearKernel> out;
-#define SL_ADD_ISA(isa) add_##isa(out);
-    SL_EACH_ISA(SL_ADD_ISA)
+#define SL_ADD_KERNELS(space, format)                  \
+  out.insert(out.end(), space::format##_kernels.first, \
+             space::format##_kernels.first + space::format##_kernels.count);
+    SL_EACH_FAST_PATH(SL_ADD_KERNELS)
     return out;
   }();
   return all;

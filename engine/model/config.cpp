@@ -8,7 +8,6 @@
 
 #include "core/error.h"
 #include "io/file.h"
-#include "model/families.h"
 #include "model/settings.h"
 #include "model/unused.h"
 
@@ -21,42 +20,8 @@ using nlohmann::json;
 constexpr int kMaxLayers = 1024, kMaxWidth = 1 << 17, kMaxHeads = 1024, kMaxHeadDim = 256,
               kMaxFfn = 1 << 20, kMaxVocab = 1 << 21, kMaxPositions = 1 << 30;
 
-// Settings of relatives of these families that change the result, and the value that does not.
-struct Refused {
-  const char* key;
-  double neutral;  // false and null are always neutral
-};
-constexpr Refused kRefused[] = {
-    {"attention_chunk_size", 0},
-    {"attention_multiplier", 0},
-    {"attn_logit_softcapping", 0},
-    {"final_logit_softcapping", 0},
-    {"logit_softcapping", 0},
-    {"query_pre_attn_scalar", 0},
-    {"clip_qkv", 0},
-    {"alibi", 0},
-    {"num_local_experts", 0},
-    {"num_experts", 0},
-    {"n_routed_experts", 0},
-    {"is_encoder_decoder", 0},
-    {"add_cross_attention", 0},
-    {"use_parallel_residual", 0},
-    {"parallel_attn", 0},
-    {"embedding_multiplier", 1},
-    {"residual_multiplier", 1},
-    {"logits_scaling", 1},
-    {"logit_scale", 1},
-    {"scale_emb", 1},
-    {"partial_rotary_factor", 1},
-    {"rotary_pct", 1},
-    {"no_rope_layers", 0},
-    {"no_rope_layer_interval", 0},
-    {"qk_layernorm", 0},
-    {"use_mrope", 0},
-};
-
-void refuse_other_math(const Settings& config) {
-  for (const Refused& r : kRefused) {
+void refuse_other_math(const Settings& config, const Family& family) {
+  for (const RefusedKey& r : family.refused) {
     const json* value = config.find(r.key);
     if (!value || (value->is_boolean() && !value->get<bool>()) ||
         (value->is_array() && value->empty()))
@@ -67,14 +32,34 @@ void refuse_other_math(const Settings& config) {
   }
 }
 
-const Family& family_of(const Settings& config) {
+// What a row can say and no backend computes.
+void refuse_unwritten(const Settings& config, const Family& family) {
+  const auto refuse = [&](bool asked, const std::string& what) {
+    check(!asked, Code::unsupported, config.where(), ": ", family.architecture, " ", what,
+          ", which no kernel computes yet");
+  };
+  refuse(family.post_norms, "normalizes what its layers add to the residual");
+  refuse(family.activation != Activation::silu,
+         std::string("gates with ") + activation_names(family.activation)[0]);
+  refuse(family.embedding_scale != EmbeddingScale::one,
+         "scales its embeddings by the root of their width");
+}
+
+void check_activation(const Settings& config, const Family& family) {
+  const auto names = activation_names(family.activation);
+  const std::string act = config.text(family.activation_key).value_or(names[0]);
+  check(std::find(names.begin(), names.end(), act) != names.end(), Code::unsupported,
+        config.where(), ": ", family.activation_key, " ", quote(act), " is not ", names[0]);
+}
+
+const Family& family_of(const Settings& config, std::span<const Family> table) {
   const json* list = config.find("architectures");
   check(list && list->is_array() && list->size() == 1 && list->front().is_string(),
         Code::model_format, config.where(), ": architectures must be a list of one name");
   const std::string& name = list->front().get_ref<const std::string&>();
-  const Family* family = find_family(name);
+  const Family* family = find_family(table, name);
   check(family != nullptr, Code::unsupported, config.where(), ": the architecture ", quote(name),
-        " is not one of ", family_names());
+        " is not one of ", family_names(table));
   const auto type = config.text("model_type");
   check(!type || *type == family->model_type, Code::unsupported, config.where(), ": model_type ",
         quote(type.value_or("")), " does not belong to ", name, ", whose model_type is ",
@@ -199,7 +184,8 @@ void read_dtype(const Settings& config, const Checkpoint& checkpoint, ModelConfi
   auto name = config.text("dtype");
   if (!name) name = config.text("torch_dtype");
   if (!name) {
-    const TensorInfo* embedding = checkpoint.find("model.embed_tokens.weight");
+    const TensorInfo* embedding =
+        checkpoint.find(std::string(out.family->names->embedding) + ".weight");
     name = embedding && embedding->dtype == "F16" ? "float16" : "bfloat16";
   }
   if (name->starts_with("torch.")) name->erase(0, 6);
@@ -253,33 +239,34 @@ void read_tokens(const Settings& config, const Settings& generation, const Famil
     out.bos = family.bos;
 }
 
-// A head of its own may be stored in any format, under any name that starts with lm_head.
-void check_head(const Settings& config, const Checkpoint& checkpoint) {
-  if (!checkpoint.find("model.embed_tokens.weight")) return;
+// A head of its own may be stored in any format, under any name that starts with the head's.
+void check_head(const Settings& config, const Checkpoint& checkpoint, const TensorNames& names) {
+  const std::string head = names.head;
+  if (!checkpoint.find(std::string(names.embedding) + ".weight")) return;
   for (const std::string& name : checkpoint.names())
-    if (name.starts_with("lm_head.")) return;
-  fail(Code::model_format, checkpoint.where(), " has no lm_head.weight, and ", config.where(),
+    if (name.starts_with(head + ".")) return;
+  fail(Code::model_format, checkpoint.where(), " has no ", head, ".weight, and ", config.where(),
        " does not set tie_word_embeddings to true; fetch the missing shard or correct the setting");
 }
 
-/// Whether the embedding is the head. As in transformers, a stored lm_head.weight does not count
-/// where config.json ties the two; a quantized one does, for quantizers leave that setting as it
-/// was.
-bool ties_head(const Settings& config, const Checkpoint& checkpoint,
+/// Whether the embedding is the head. As in transformers, a stored head does not count where
+/// config.json ties the two; a quantized one does, for quantizers leave that setting as it was.
+bool ties_head(const Settings& config, const Checkpoint& checkpoint, const TensorNames& names,
                std::vector<std::string>& notes) {
   if (!config.boolean("tie_word_embeddings").value_or(false)) {
-    check_head(config, checkpoint);
+    check_head(config, checkpoint, names);
     return false;
   }
+  const std::string head = names.head;
   const std::string says = config.where() + " says tie_word_embeddings=true, but ";
-  for (const char* quantized : {"lm_head.weight_packed", "lm_head.qweight", "lm_head.weight_scale"})
-    if (checkpoint.find(quantized)) {
-      notes.push_back(says + "a quantized lm_head is stored; it is used");
+  for (const char* quantized : {".weight_packed", ".qweight", ".weight_scale"})
+    if (checkpoint.find(head + quantized)) {
+      notes.push_back(says + "a quantized " + head + " is stored; it is used");
       return false;
     }
-  if (checkpoint.find("lm_head.weight"))
-    notes.push_back(says +
-                    "lm_head.weight is stored; it is ignored, as transformers does: set "
+  if (checkpoint.find(head + ".weight"))
+    notes.push_back(says + head +
+                    ".weight is stored; it is ignored, as transformers does: set "
                     "tie_word_embeddings to false to use it");
   return true;
 }
@@ -291,19 +278,22 @@ int ModelConfig::max_context() const {
 }
 
 ModelConfig read_config(const Checkpoint& checkpoint) {
+  return read_config(checkpoint, families());
+}
+
+ModelConfig read_config(const Checkpoint& checkpoint, std::span<const Family> table) {
   const std::string where = checkpoint.where() + "/config.json";
   const std::string generation_where = checkpoint.where() + "/generation_config.json";
   const Settings config(checkpoint.config(), where);
   const Settings generation(checkpoint.generation(), generation_where);
 
-  const Family& family = family_of(config);
-  refuse_other_math(config);
-  const std::string act = config.text("hidden_act").value_or("silu");
-  check(act == "silu" || act == "swish", Code::unsupported, where, ": hidden_act ", quote(act),
-        " is not silu");
+  const Family& family = family_of(config, table);
+  refuse_unwritten(config, family);
+  refuse_other_math(config, family);
+  check_activation(config, family);
 
   ModelConfig out;
-  out.architecture = family.architecture;
+  out.family = &family, out.architecture = family.architecture;
   read_shape(config, family, out);
   read_biases(config, family, out);
   out.eps = config.real("rms_norm_eps", 0, 0.1).value_or(1e-6);
@@ -311,7 +301,7 @@ ModelConfig read_config(const Checkpoint& checkpoint) {
   read_window(config, family, out);
   read_dtype(config, checkpoint, out);
   read_tokens(config, generation, family, out);
-  out.tied_head = ties_head(config, checkpoint, out.notes);
+  out.tied_head = ties_head(config, checkpoint, *family.names, out.notes);
   if (std::string unused = unused_tensors(checkpoint, out); !unused.empty())
     out.notes.push_back(std::move(unused));
   return out;

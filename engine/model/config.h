@@ -2,12 +2,13 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json_fwd.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "core/dtype.h"
 #include "io/checkpoint.h"
+#include "model/families.h"
 
 namespace stepladder {
 
@@ -23,7 +24,8 @@ struct Rope {
 };
 
 struct ModelConfig {
-  std::string architecture;  // "LlamaForCausalLM", ...
+  const Family* family = nullptr;  // its row of the table
+  std::string architecture;        // "LlamaForCausalLM", ...
   int layers = 0, width = 0, heads = 0, kv_heads = 0, head_dim = 0, ffn = 0;
   int vocab = 0;           // rows of the embedding; padded rows may follow the tokenizer's own
   int positions = 0;       // max_position_embeddings
@@ -44,6 +46,9 @@ struct ModelConfig {
 /// Reads config.json and generation_config.json. Throws Error(unsupported) naming the architecture
 /// or setting it does not know, Error(model_format) naming what is missing or impossible.
 ModelConfig read_config(const Checkpoint&);
+/// The same over another table, which must outlive what is read. What a row says and no kernel
+/// computes is refused by name.
+ModelConfig read_config(const Checkpoint&, std::span<const Family>);
 
 /// inv_freq of each rotated pair and the factor on cos and sin. HF modeling_rope_utils semantics.
 struct RopeTable {

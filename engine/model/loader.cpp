@@ -17,8 +17,6 @@ namespace {
 constexpr size_t kUnitBytes = size_t{512} << 10;
 constexpr int kRowsTogether = 32;  // of the packed layouts' tiles
 
-std::string layer_prefix(int i) { return "model.layers." + std::to_string(i) + "."; }
-
 /// A small floating-point tensor of `n` values, all of them finite.
 std::vector<float> load_finite(const Checkpoint& checkpoint, const std::string& name, int n) {
   const int64_t shape[] = {n};
@@ -129,13 +127,13 @@ class ModelLoader {
     if (head_) return;
     const int q = c_.heads * c_.head_dim, kv = c_.kv_heads * c_.head_dim;
     for (int i = 0; i < c_.layers; ++i) {
-      const std::string p = layer_prefix(i), a = p + "self_attn.", m = p + "mlp.";
+      const auto name = [&](const char* matrix) { return names_.of_layer(i, matrix); };
+      layers_.push_back(&open({name(names_.q), name(names_.k), name(names_.v)}, {q, kv, kv},
+                              c_.width, c_.qkv_bias));
+      layers_.push_back(&open({name(names_.o)}, {c_.width}, q, c_.o_bias));
       layers_.push_back(
-          &open({a + "q_proj", a + "k_proj", a + "v_proj"}, {q, kv, kv}, c_.width, c_.qkv_bias));
-      layers_.push_back(&open({a + "o_proj"}, {c_.width}, q, c_.o_bias));
-      layers_.push_back(
-          &open({m + "gate_proj", m + "up_proj"}, {c_.ffn, c_.ffn}, c_.width, c_.mlp_bias));
-      layers_.push_back(&open({m + "down_proj"}, {c_.width}, c_.ffn, c_.mlp_bias));
+          &open({name(names_.gate), name(names_.up)}, {c_.ffn, c_.ffn}, c_.width, c_.mlp_bias));
+      layers_.push_back(&open({name(names_.down)}, {c_.width}, c_.ffn, c_.mlp_bias));
     }
     head_ = &open_head();
   }
@@ -160,7 +158,7 @@ class ModelLoader {
 
   /// A tied head in the model's own type is the embedding, read once for both.
   Matrix& open_head() {
-    const std::string prefix = c_.tied_head ? "model.embed_tokens" : "lm_head";
+    const std::string prefix = c_.tied_head ? names_.embedding : names_.head;
     const WeightFormat& format = format_of(checkpoint_, prefix);
     if (embedding_ && c_.tied_head && std::string_view(format.name) == "dense" &&
         format.open(checkpoint_, prefix, c_.vocab, c_.width)->desc().code == c_.dtype) {
@@ -218,9 +216,9 @@ class ModelLoader {
     const size_t total = round_up<size_t>(table, 64) + norms * 4 + (4 * c_.layers + 1) * 64 +
                          size_t(positions) * half * 8 + 128;
     embedding_ = &matrices_.emplace_back();
-    embedding_->name = "model.embed_tokens", embedding_->n = c_.vocab, embedding_->k = c_.width;
+    embedding_->name = names_.embedding, embedding_->n = c_.vocab, embedding_->k = c_.width;
     embedding_->parts.push_back(
-        open_dense(checkpoint_, "model.embed_tokens.weight", c_.vocab, c_.width, c_.dtype));
+        open_dense(checkpoint_, embedding_->name + ".weight", c_.vocab, c_.width, c_.dtype));
     model.shared_memory_ = allocate(total);
     Arena arena(model.shared_memory_.data(), total);
     model.embedding_ = arena.take_tensor(c_.dtype, c_.vocab, c_.width);
@@ -235,16 +233,18 @@ class ModelLoader {
       return out;
     };
     for (int i = 0; i < c_.layers; ++i) {
-      const std::string p = layer_prefix(i);
+      const auto of_layer = [&](const char* name, int n) {
+        return norm(names_.of_layer(i, name) + ".weight", n);
+      };
       Layer& layer = model.layers_[i];
-      layer.attention_norm = norm(p + "input_layernorm.weight", c_.width);
-      layer.ffn_norm = norm(p + "post_attention_layernorm.weight", c_.width);
+      layer.attention_norm = of_layer(names_.attention_norm, c_.width);
+      layer.ffn_norm = of_layer(names_.ffn_norm, c_.width);
       if (c_.qk_norm) {
-        layer.q_norm = norm(p + "self_attn.q_norm.weight", c_.head_dim);
-        layer.k_norm = norm(p + "self_attn.k_norm.weight", c_.head_dim);
+        layer.q_norm = of_layer(names_.q_norm, c_.head_dim);
+        layer.k_norm = of_layer(names_.k_norm, c_.head_dim);
       }
     }
-    model.final_norm_ = norm("model.norm.weight", c_.width);
+    model.final_norm_ = norm(std::string(names_.final_norm) + ".weight", c_.width);
 
     const RopeTable rope = rope_table(c_);
     std::vector<float> values(size_t(positions) * half * 2);
@@ -325,6 +325,7 @@ class ModelLoader {
   Backend& backend_;
   const Checkpoint& checkpoint_;
   const ModelConfig& c_;
+  const TensorNames& names_ = *c_.family->names;
   const ModelOptions& options_;
   std::deque<Matrix> matrices_;  // the embedding's, then in the order of the layers
   Matrix* embedding_ = nullptr;  // null where another model's is shared

@@ -14,17 +14,7 @@ namespace {
 
 using Text = std::string_view;
 
-constexpr Text kLayers = "model.layers.";
 constexpr size_t kNamed = 3;  // in the sentence
-
-constexpr Text kMatrices[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-                              "self_attn.o_proj", "mlp.gate_proj",    "mlp.up_proj",
-                              "mlp.down_proj"};
-
-template <size_t n>
-bool is_one_of(Text name, const Text (&known)[n]) {
-  return std::find(std::begin(known), std::end(known), name) != std::end(known);
-}
 
 /// Whether a linear layer may be stored in a tensor of this name, by any format; what it may not is
 /// refused when it is read.
@@ -37,9 +27,9 @@ bool is_linear(Text name) {
 }
 
 /// The layer's number, and its name for the tensor; -1 for what is in no layer.
-int layer_of(Text name, Text& rest) {
-  if (!name.starts_with(kLayers)) return -1;
-  name.remove_prefix(kLayers.size());
+int layer_of(Text name, Text layers, Text& rest) {
+  if (!name.starts_with(layers)) return -1;
+  name.remove_prefix(layers.size());
   int layer = -1;
   const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), layer);
   if (error != std::errc{} || end == name.data() + name.size() || *end != '.') return -1;
@@ -48,21 +38,25 @@ int layer_of(Text name, Text& rest) {
 }
 
 bool is_used(Text name, const ModelConfig& c) {
+  const TensorNames& n = *c.family->names;
   if (name.ends_with("rotary_emb.inv_freq")) return true;
-  if (name == "model.norm.weight") return true;
   Text rest;
-  const int layer = layer_of(name, rest);
+  const int layer = layer_of(name, n.layers, rest);
   if (layer >= c.layers) return false;
-  if (layer >= 0) {
-    if (rest == "input_layernorm.weight" || rest == "post_attention_layernorm.weight") return true;
-    if (rest == "self_attn.q_norm.weight" || rest == "self_attn.k_norm.weight") return c.qk_norm;
-  }
   const Text full = layer >= 0 ? rest : name;
   const size_t dot = full.rfind('.');
-  if (dot == Text::npos || !is_linear(full.substr(dot + 1))) return false;
-  const Text matrix = full.substr(0, dot);
-  return layer >= 0 ? is_one_of(matrix, kMatrices)
-                    : matrix == "model.embed_tokens" || matrix == "lm_head";
+  if (dot == Text::npos) return false;
+  const Text of = full.substr(0, dot), kind = full.substr(dot + 1);
+  const auto is = [&](std::initializer_list<Text> names) {
+    return std::find(names.begin(), names.end(), of) != names.end();
+  };
+  if (kind == "weight" && layer < 0 && is({n.final_norm})) return true;
+  if (kind == "weight" && layer >= 0) {
+    if (is({n.attention_norm, n.ffn_norm})) return true;
+    if (is({n.q_norm, n.k_norm})) return c.qk_norm;
+  }
+  if (!is_linear(kind)) return false;
+  return layer >= 0 ? is({n.q, n.k, n.v, n.o, n.gate, n.up, n.down}) : is({n.embedding, n.head});
 }
 
 }  // namespace
@@ -78,8 +72,9 @@ std::string unused_tensors(const Checkpoint& checkpoint, const ModelConfig& conf
   for (size_t i = 0; i < std::min(unused.size(), kNamed); ++i)
     out += (i ? ", " : "") + quote(unused[i]);
   Text rest;
-  if (std::any_of(unused.begin(), unused.end(),
-                  [&](const std::string& name) { return layer_of(name, rest) >= config.layers; }))
+  if (std::any_of(unused.begin(), unused.end(), [&](const std::string& name) {
+        return layer_of(name, config.family->names->layers, rest) >= config.layers;
+      }))
     out += "; config.json says num_hidden_layers=" + std::to_string(config.layers);
   return out;
 }

@@ -6,7 +6,7 @@ from .base.signals import end_quietly_if_interrupted
 
 end_quietly_if_interrupted()
 
-from ._core import __version__
+from ._core import __version__, backends, drafters
 from .base.errors import (
     CancelledError,
     Error,
@@ -21,7 +21,7 @@ from .base.errors import (
 from .files.convert import convert
 from .files.quantize import quantize
 from .model.chat import Chat
-from .model.levels import Cast, Draft, Lookup, Switch
+from .model.levels import Cast, Draft, Drafter, Lookup, Switch
 from .model.loading import inspect, load
 from .model.model import Model
 from .model.results import LevelStats, Piece, Result, Stats, TokenLogprob
@@ -34,6 +34,7 @@ __all__ = [
     "Cast",
     "Chat",
     "Draft",
+    "Drafter",
     "Error",
     "FileError",
     "InternalError",
@@ -52,7 +53,9 @@ __all__ = [
     "UnsupportedError",
     "VocabMismatchError",
     "__version__",
+    "backends",
     "convert",
+    "drafters",
     "inspect",
     "load",
     "quantize",

@@ -9,6 +9,7 @@
 #include "backends/cpu/memory.h"
 #include "backends/cpu/simd.h"
 #include "core/error.h"
+#include "core/host_memory.h"
 #include "cpp/backend_fixture.h"
 
 namespace stepladder::test {
@@ -17,7 +18,11 @@ namespace {
 // ---- opening, memory, recording ------------------------------------------------------------
 
 TEST(OpenBackend, RefusesWhatIsNotThereAndNamesWhatIs) {
-  for (const BackendOptions& o : {BackendOptions{.device = "tpu"}, BackendOptions{.isa = "avx9"}})
+  for (const BackendOptions& o :
+       {BackendOptions{.device = "tpu"}, BackendOptions{.device = "cpu:1"},
+        BackendOptions{.device = "cpu:"}, BackendOptions{.device = "cpu:x"},
+        BackendOptions{.device = "cpu:-1"}, BackendOptions{.device = "auto:0"},
+        BackendOptions{.device = ""}, BackendOptions{.isa = "avx9"}})
     try {
       open_backend(o);
       FAIL() << o.device << o.isa;
@@ -27,8 +32,23 @@ TEST(OpenBackend, RefusesWhatIsNotThereAndNamesWhatIs) {
       EXPECT_NE(text.find(o.isa.empty() ? "cpu" : "portable"), std::string::npos) << text;
     }
   EXPECT_EQ(available_isas().front(), "portable");
-  EXPECT_EQ(open_backend({.device = "auto", .threads = 1})->name(),
-            "cpu/" + available_isas().back());
+  for (const char* device : {"cpu", "cpu:0"})
+    EXPECT_EQ(open_backend({.device = device, .threads = 1})->name(),
+              "cpu/" + available_isas().back());
+}
+
+TEST(OpenBackend, AutoIsThePreferredOfThoseThatRun) {
+  const BackendEntry* best = nullptr;
+  const auto entries = backend_entries();
+  for (const BackendEntry& e : entries) {
+    EXPECT_TRUE(e.kind || *e.missing) << e.name;
+    if (!e.kind || !e.kind->missing().empty()) continue;
+    EXPECT_GE(e.kind->devices(), 1) << e.name;
+    if (!best || e.kind->preference > best->kind->preference) best = &e;
+  }
+  ASSERT_TRUE(best);
+  const std::string name = open_backend({.device = "auto", .threads = 1})->name();
+  EXPECT_EQ(name.substr(0, name.find('/')), best->name);
 }
 
 TEST(Memory, IsAlignedZeroedAndRefusedWithTheNumbers) {

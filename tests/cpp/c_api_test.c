@@ -75,6 +75,22 @@ static void test_names(void) {
   EXPECT(strcmp(sl_status_string((sl_status)77), "unknown status") == 0);
 }
 
+static void test_backends(void) {
+  sl_backend_info info;
+  int32_t i, cpus = 0;
+  EXPECT(sl_backend_count() >= 1);
+  for (i = 0; i < sl_backend_count(); ++i) {
+    info.struct_size = sizeof info;
+    EXPECT(sl_backend_get_info(i, &info) == SL_OK);
+    EXPECT((info.devices == 0) == (info.missing[0] != 0));
+    if (strcmp(info.name, "cpu") == 0) cpus += info.devices;
+  }
+  EXPECT(cpus == 1);
+  EXPECT_REFUSED(sl_backend_get_info(i, &info), SL_INVALID_ARGUMENT, "out of range");
+  EXPECT_REFUSED(sl_backend_get_info(-1, &info), SL_INVALID_ARGUMENT, "index: -1");
+  EXPECT_REFUSED(sl_backend_get_info(0, NULL), SL_INVALID_ARGUMENT, "out is null");
+}
+
 static void test_refusals(const char* path) {
   sl_model_params params;
   sl_model* model = (sl_model*)&params;
@@ -347,6 +363,7 @@ int main(int argc, char** argv) {
   }
   test_info(model);
   test_requests(model);
+  test_backends();
   test_text(model);
   test_logprobs(model);
   test_short_chunks(model);

@@ -11,8 +11,10 @@
 #include <memory>
 
 #include "api/load.h"
+#include "api/plan.h"
 #include "backends/cpu/cpu_backend.h"
 #include "core/error.h"
+#include "support/backends.h"
 #include "support/far/far_backend.h"
 #include "support/fixed_draft.h"
 #include "support/hierarchy.h"
@@ -185,7 +187,9 @@ std::vector<std::vector<Token>> prompts(int vocab) {
   return out;
 }
 
-TEST_P(FarTest, HierarchiesSpeakAsOnTheCpuAndAsWithoutLevels) {
+class HierarchyTest : public ::testing::TestWithParam<BackendCase> {};
+
+TEST_P(HierarchyTest, SpeaksAsItsBackendDoesWithoutLevels) {
   Sampling sampled;
   sampled.temperature = 0.8f, sampled.top_p = 0.95f, sampled.seed = 3;
   sampled.repetition_penalty = 1.1f, sampled.presence_penalty = 0.2f;
@@ -196,13 +200,13 @@ TEST_P(FarTest, HierarchiesSpeakAsOnTheCpuAndAsWithoutLevels) {
     TinySpec spec;
     spec.format = ladder.format, spec.seed = 21;
     const auto texts = prompts(spec.vocab);
-    CpuBackend cpu(GetParam(), 2);
     if (!plain.contains(spec.format)) {
       // Each prompt by itself, by the target alone.
+      const auto backend = GetParam().open_plain(2);
       for (const Sampling& s : {Sampling{}, sampled}) {
         std::vector<Said> each;
         for (size_t i = 0; i < texts.size(); ++i) {
-          Hierarchy alone(cpu, spec, "", 1, context);
+          Hierarchy alone(*backend, spec, "", 1, context);
           Sampling own = s;
           own.seed += i;
           each.push_back(alone.stream({texts[i]}, count, own)[0]);
@@ -210,25 +214,26 @@ TEST_P(FarTest, HierarchiesSpeakAsOnTheCpuAndAsWithoutLevels) {
         plain[spec.format].push_back(each);
       }
     }
-    FarBackend far(GetParam(), 2);
-    Hierarchy on_cpu(cpu, spec, ladder.levels, 3, context);
-    Hierarchy on_far(far, spec, ladder.levels, 3, context);
-    far.seal();
+    const auto backend = GetParam().open(2);
+    Hierarchy levels(*backend, spec, ladder.levels, 3, context);
+    if (auto* far = dynamic_cast<FarBackend*>(backend.get())) far->seal();
     for (int way = 0; way < 2; ++way) {
       SCOPED_TRACE(way ? "sampled" : "greedy");
       const Sampling s = way ? sampled : Sampling{};
       const auto want = plain[spec.format][way];
-      EXPECT_TRUE(on_cpu.stream(texts, count, s) == want);
-      EXPECT_TRUE(on_far.stream(texts, count, s) == want);
+      EXPECT_TRUE(levels.stream(texts, count, s) == want);
       for (const Said& said : want) EXPECT_EQ(said.tokens.size(), static_cast<size_t>(count));
     }
-    const LevelStats& stats = on_far.top().stats(0);
+    const LevelStats& stats = levels.top().stats(0);
     EXPECT_GT(stats.rounds, 0);
     if (*ladder.levels && std::strcmp(ladder.levels, "lookup") != 0) {
       EXPECT_GT(stats.accepted, 0) << "of " << stats.drafted;  // the levels were of use
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(All, HierarchyTest, ::testing::ValuesIn(near_and_far()),
+                         [](const auto& info) { return info.param.name(); });
 
 TEST_P(FarTest, ARoundIsOneUploadOneWaitAndOneSmallRead) {
   for (const Ladder& ladder : kLadders) {
@@ -357,6 +362,83 @@ TEST_P(FarTest, TheWholeEngineRunsOnItAndAllocatesNothingAfterLoad) {
       EXPECT_GT(target.drafted, 0);
       EXPECT_EQ(target.verify_ms, 0) << "time was measured where none can be";
     }
+  }
+}
+
+// ---- what the engine asks of a backend
+// ------------------------------------------------------------
+
+TEST(FarEngine, TooLittleMemoryOfTheBackendIsRefusedWithItsNumbers) {
+  TinySpec spec;
+  spec.positions = 1 << 16;
+  const testing::TempDir directory;
+  write_tiny_checkpoint(spec, directory.str());
+  Options options;
+  options.max_sequences = 16, options.context = 4096, options.draft = parse_draft("lookup");
+  const LoadPlan plan = make_plan(directory.str(), options);
+  FarBackend probe("", 1);
+  const MemoryNeed need = memory_need(plan, probe);
+  // Counted apart: what lies on the backend, and the host's tokens, queues and tables.
+  EXPECT_GT(need.backend.weights, 0u);
+  EXPECT_EQ(need.host.weights, 0u);
+  EXPECT_GT(need.backend.caches, 10 * need.host.caches);
+  EXPECT_GT(need.host.work, 0u);
+  EXPECT_EQ(need.backend.transient, 0u);
+  const auto load = [&](size_t memory) {
+    auto far = std::make_unique<FarBackend>("", 1);
+    far->set_memory(memory);
+    const FarBackend& backend = *far;
+    const auto engine = load_engine(directory.str(), options, std::move(far));
+    EXPECT_LE(backend.held_bytes(), memory);
+    return engine;
+  };
+  const size_t there = need.backend.total() * 6 / 10;
+  const std::string mb = std::to_string((there + (1 << 20) - 1) >> 20) + " MB available";
+  int advised = 0;
+  try {
+    load(there);
+    ADD_FAILURE() << "was accepted";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), Code::out_of_memory);
+    const std::string text = e.what();
+    EXPECT_NE(text.find("MB needed on far/"), std::string::npos) << text;
+    EXPECT_NE(text.find(mb), std::string::npos) << text;
+    EXPECT_EQ(text.find("on the host"), std::string::npos) << text;
+    ASSERT_NE(text.find("context="), std::string::npos) << text;
+    advised = std::stoi(text.substr(text.find("context=") + 8));
+  }
+  ASSERT_GT(advised, 0);
+  EXPECT_LT(advised, 4096);
+  options.context = advised;
+  EXPECT_EQ(load(there)->info().context, advised);
+  EXPECT_THROW(check_memory(plan, probe, need, {need.backend.total(), need.host.total() - 1}),
+               Error);
+  EXPECT_NO_THROW(check_memory(plan, probe, need, {need.backend.total(), need.host.total()}));
+}
+
+/// Other buckets, and prompt blocks of 48 rows.
+class NarrowBackend final : public FarBackend {
+ public:
+  using FarBackend::FarBackend;
+  std::vector<int> row_buckets() const override { return {1, 3, 16, 48}; }
+};
+
+TEST(FarEngine, PromptBlocksAreTheBackendsOwnAndChangeNoText) {
+  TinySpec spec;
+  spec.seed = 21;
+  const testing::TempDir directory;
+  write_tiny_checkpoint(spec, directory.str());
+  Options options;
+  options.draft = fixed_draft("cast:int8:shared,lookup"), options.context = 256;
+  const LoadPlan plan = make_plan(directory.str(), options);
+  NarrowBackend narrow("", 1);
+  EXPECT_EQ(verifier_options(plan, narrow, 0, Act::a16).block, 48);
+  EXPECT_EQ(verifier_options(plan, FarBackend("", 1), 0, Act::a16).block, 128);
+  const auto wide = load_engine(directory.str(), options, std::make_unique<FarBackend>("", 1));
+  const auto engine = load_engine(directory.str(), options, std::make_unique<NarrowBackend>("", 1));
+  for (const Request& r : requests(spec.vocab)) {
+    const auto a = engine->submit(r), b = wide->submit(r);
+    EXPECT_TRUE(collect(*a) == collect(*b));
   }
 }
 

@@ -5,8 +5,7 @@
 #include <memory>
 #include <tuple>
 
-#include "backends/cpu/cpu_backend.h"
-#include "support/far/far_backend.h"
+#include "support/backends.h"
 #include "support/replay.h"
 
 namespace stepladder {
@@ -19,15 +18,12 @@ FeatureSpec features_of(const ModelConfig& c, bool three) {
   return {1, c.width, {c.layers}};
 }
 
-class FeatureTest : public ::testing::TestWithParam<std::tuple<std::string, bool, bool>> {
+class FeatureTest : public ::testing::TestWithParam<std::tuple<BackendCase, bool>> {
  protected:
-  const std::string& isa() const { return std::get<0>(GetParam()); }
   bool three() const { return std::get<1>(GetParam()); }
-  bool far() const { return std::get<2>(GetParam()); }
 
   std::unique_ptr<Backend> backend(int threads) const {
-    if (far()) return std::make_unique<FarBackend>(isa(), threads);
-    return std::make_unique<CpuBackend>(isa(), threads);
+    return std::get<0>(GetParam()).open(threads);
   }
   RigOptions options(const Model& model) const {
     RigOptions o;
@@ -164,12 +160,10 @@ TEST_P(FeatureTest, TheTargetWritesOverWhatADraftLeftInASharedCache) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, FeatureTest,
-                         ::testing::Combine(::testing::ValuesIn(available_isas()),
-                                            ::testing::Bool(), ::testing::Bool()),
+                         ::testing::Combine(::testing::ValuesIn(near_and_far()), ::testing::Bool()),
                          [](const auto& info) {
-                           return std::get<0>(info.param) +
-                                  (std::get<1>(info.param) ? "_three" : "_one") +
-                                  (std::get<2>(info.param) ? "_far" : "");
+                           return std::get<0>(info.param).name() +
+                                  (std::get<1>(info.param) ? "_three" : "_one");
                          });
 
 }  // namespace

@@ -18,6 +18,7 @@ namespace stepladder {
 namespace {
 
 constexpr int kVocab = 5;
+constexpr int kBlock = 120;  // rows of a prompt block
 
 // ---- the loop ------------------------------------------------------------------------------
 
@@ -25,6 +26,7 @@ struct Fixture {
   explicit Fixture(FakeVerifier::Options options, bool drafts = true,
                    std::vector<Token> ends = {}) {
     LoopParts parts;
+    parts.block = kBlock;
     auto fake_side = std::make_unique<FakeSide>(options.slots);
     side = fake_side.get();
     auto fake = std::make_unique<FakeVerifier>(options, *side);
@@ -119,11 +121,11 @@ TEST(Loop, TheFirstRoundHasNoDraftsAndTheLevelsBelowReadAfterIt) {
     } else {
       ++blocks;
       EXPECT_TRUE(nodes.empty());
-      EXPECT_LE(call.amount[0], kPromptBlock);
+      EXPECT_LE(call.amount[0], kBlock);
     }
   EXPECT_EQ(blocks, 5);
   EXPECT_EQ(nodes[0], 1);
-  // 600 tokens take the level below five blocks of 128, one after each round: plain until then.
+  // 600 tokens take the level below five blocks of 120, one after each round: plain until then.
   for (int i = 1; i < 5; ++i) EXPECT_EQ(nodes[i], 1) << i;
   EXPECT_GT(*std::max_element(nodes.begin(), nodes.end()), 1);
   EXPECT_EQ(f.drafter->blocks, 5);
@@ -158,7 +160,7 @@ TEST(Loop, PromptBlocksAlternateWithTheRoundsOfThoseThatStream) {
   for (const FakeCall& call : f.verifier->calls()) {
     if (!call.verify) {
       EXPECT_TRUE(round_since);
-      EXPECT_LE(call.amount[0], kPromptBlock);
+      EXPECT_LE(call.amount[0], kBlock);
       ++blocks, round_since = false;
     } else {
       round_since = true;
@@ -280,7 +282,7 @@ TEST(Loop, CancelEndsBetweenTwoPromptBlocksAndKeepsWhatWasRead) {
   EXPECT_EQ(f.verifier->calls().size(), 1u);
   auto again = f.loop->submit(request_of(prompt, 10));
   EXPECT_EQ(take(*again).tokens, fake_text(prompt, 0, kVocab, 10));
-  EXPECT_EQ(again->stats().cached_tokens, kPromptBlock);
+  EXPECT_EQ(again->stats().cached_tokens, kBlock);
 }
 
 TEST(Loop, CancelOfAQueuedOrStarvedOrDroppedStream) {

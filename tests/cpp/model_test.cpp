@@ -1,5 +1,5 @@
 // Logits of the forward pass against an fp64 reference written straight from the canonical
-// weights: every family, rope type, weight format and activation mode on every instruction set.
+// weights: every family, rope type, weight format and activation mode on every backend.
 //
 // The reference runs twice, exactly and with the engine's roundings to 16 bits (and to int8 where
 // asked) at the places where they are stored. The distance between the two is the rounding noise
@@ -9,13 +9,14 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <nlohmann/json.hpp>
 #include <span>
 #include <vector>
 
-#include "backends/cpu/cpu_backend.h"
 #include "backends/tables.h"
 #include "model/kv_cache.h"
 #include "model/transformer.h"
+#include "support/backends.h"
 #include "support/tiny_model.h"
 
 namespace stepladder {
@@ -307,11 +308,12 @@ TEST_P(ModelTest, LogitsAgreeWithTheReferenceWithinTheRoundingNoise) {
   EXPECT_GT(deviation, 1.5);
   EXPECT_LT(deviation, 6.0);
 
-  for (const std::string& isa : available_isas())
+  for (const BackendCase& on : backend_cases())
     for (const bool generic : {false, true}) {
-      SCOPED_TRACE(spec.label() + " on " + isa + (generic ? ", described path" : ""));
-      CpuBackend backend(isa, 2);
-      ASSERT_EQ(backend.name(), "cpu/" + isa);
+      SCOPED_TRACE(spec.label() + " on " + on.kernels() + (generic ? ", described path" : ""));
+      const auto opened = on.open(2);
+      Backend& backend = *opened;
+      ASSERT_TRUE(backend.name().starts_with(on.kernels()));
       ModelOptions options;
       options.also_a8 = act == Act::a8, options.generic = generic, options.positions = 96;
       const Model model(backend, checkpoint, read_config(checkpoint), options);
@@ -325,6 +327,89 @@ INSTANTIATE_TEST_SUITE_P(All, ModelTest, ::testing::ValuesIn(cases()), [](const 
   return plain_name(info.param.spec.label()) + (info.param.act == Act::a8 ? "_a8_" : "_") +
          std::to_string(info.index);
 });
+
+/// A row of the table alone says how tensors are called and which of them there are.
+TEST(Families, ARowWithOtherNamesReadsTheSameModel) {
+  TinySpec spec;
+  spec.family = "qwen3", spec.seed = 5;
+  const MemoryCheckpoint usual = tiny_checkpoint(spec);
+  TensorNames names = *read_config(usual).family->names;
+  names.embedding = "words", names.final_norm = "last", names.head = "out",
+  names.layers = "blocks.";
+  names.q = "look.q", names.down = "mix.narrow", names.ffn_norm = "mix.norm",
+  names.k_norm = "look.kn";
+  const std::vector<std::pair<std::string, std::string>> renamed = {
+      {"model.embed_tokens", "words"},
+      {"model.norm", "last"},
+      {"lm_head", "out"},
+      {"model.layers.", "blocks."},
+      {"self_attn.q_proj", "look.q"},
+      {"mlp.down_proj", "mix.narrow"},
+      {"self_attn.k_norm", "look.kn"},
+      {"post_attention_layernorm", "mix.norm"}};
+  Family row = *read_config(usual).family;
+  row.architecture = "OtherForCausalLM", row.model_type = "other", row.names = &names;
+
+  nlohmann::json config = usual.config();
+  config["architectures"] = {row.architecture}, config["model_type"] = row.model_type;
+  MemoryCheckpoint other(config, "other");
+  for (std::string name : usual.names()) {
+    const TensorInfo info = usual.need(name);
+    std::vector<std::byte> bytes(info.bytes);
+    usual.read(name, bytes);
+    for (const auto& [from, to] : renamed)
+      if (const size_t at = name.find(from); at != std::string::npos)
+        name.replace(at, from.size(), to);
+    other.add(name, info.dtype, info.shape, bytes);
+  }
+  EXPECT_THROW(read_config(other), Error);  // the table that there is does not know it
+  const ModelConfig c = read_config(other, {&row, 1});
+  EXPECT_TRUE(c.notes.empty()) << c.notes[0];  // every tensor is used
+
+  const auto backend = open_backend({.threads = 2});
+  ModelOptions options;
+  options.positions = 96;
+  const auto tokens = random_tokens(40, spec.vocab, 3);
+  const Model model(*backend, other, c, options),
+      same(*backend, usual, read_config(usual), options);
+  EXPECT_EQ(engine_logits(*backend, model, tokens, Act::a16, 24),
+            engine_logits(*backend, same, tokens, Act::a16, 24));
+}
+
+TEST(Families, WhatARowSaysAndNoKernelComputesIsRefusedByName) {
+  TinySpec spec;
+  MemoryCheckpoint checkpoint = tiny_checkpoint(spec);
+  const Family usual = *read_config(checkpoint).family;
+  const auto refused = [&](const Family& row, const std::string& named) {
+    try {
+      read_config(checkpoint, {&row, 1});
+      ADD_FAILURE() << named;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), Code::unsupported);
+      EXPECT_NE(std::string(e.what()).find(named), std::string::npos) << e.what();
+    }
+  };
+  Family row = usual;
+  row.post_norms = true;
+  refused(row, "normalizes what its layers add");
+  row = usual, row.activation = Activation::gelu_tanh;
+  refused(row, "gates with gelu_pytorch_tanh");
+  row = usual, row.embedding_scale = EmbeddingScale::root_of_width;
+  refused(row, "scales its embeddings");
+  // What is refused of config.json is the row's affair, and where the activation stands.
+  constexpr RefusedKey kOwn[] = {{"rope_theta", 0}};
+  row = usual, row.refused = kOwn;
+  refused(row, "rope_theta");
+  row.refused = {};
+  checkpoint.config()["logit_scale"] = 0.5;
+  EXPECT_NO_THROW(read_config(checkpoint, {&row, 1}));
+  refused(usual, "logit_scale");
+  checkpoint.config().erase("logit_scale");
+  checkpoint.config()["gate"] = "relu";
+  EXPECT_NO_THROW(read_config(checkpoint, {&usual, 1}));
+  row.activation_key = "gate";
+  refused(row, "gate \"relu\" is not silu");
+}
 
 /// What a quantized checkpoint holds is the dense one it was made from, up to its format's error.
 TEST(TinyModel, QuantizedCheckpointsHoldTheWeightsTheyWereMadeFrom) {

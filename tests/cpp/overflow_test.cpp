@@ -6,7 +6,7 @@
 #include <bit>
 
 #include "api/load.h"
-#include "backends/backend.h"
+#include "support/backends.h"
 #include "support/refusal.h"
 #include "support/safetensors_writer.h"
 #include "support/said.h"
@@ -114,7 +114,7 @@ TEST(Overflow, EndsItsOwnStreamWhereItHappensUnderAnyLevels) {
   }
 }
 
-TEST(Overflow, AnywhereInTheModelIsFoundOnEveryInstructionSet) {
+TEST(Overflow, AnywhereInTheModelIsFoundOnEveryBackend) {
   TempDir folder;
   const struct {
     const char* tensor;
@@ -134,13 +134,13 @@ TEST(Overflow, AnywhereInTheModelIsFoundOnEveryInstructionSet) {
                {"lm_head.weight", kVocab, "mxfp4"}};
   for (const auto& c : cases) {
     const std::string directory = write_huge(folder / "huge", c.tensor, 0, c.rows, c.format);
-    for (const std::string& isa : available_isas())
+    for (const BackendCase& on : backend_cases())
       for (bool sampled : {false, true}) {
         Options options;
-        options.isa = isa;
+        options.device = on.device, options.isa = on.isa;
         const auto engine = load(directory, "cast:int8:shared,lookup", options);
         auto stream = engine->submit(request_of(4, sampled));
-        SCOPED_TRACE(std::string(c.tensor) + " of " + c.format + " on " + isa);
+        SCOPED_TRACE(std::string(c.tensor) + " of " + c.format + " on " + on.kernels());
         take_broken(*stream);
       }
   }
@@ -151,14 +151,14 @@ TEST(Overflow, OfOneTokensLogitIsFoundWhateverItsSign) {
   const std::string sound = folder / "sound";
   write_tiny_checkpoint({.seed = 7}, sound);
   const Said whole = say(*load(sound, ""), request_of(4, false));
-  for (const std::string& isa : available_isas())
+  for (const BackendCase& on : backend_cases())
     for (const Token row : {0, 77, kVocab - 1}) {
       // Which of NaN and the two infinities it becomes is a matter of the order of the sum.
       const std::string directory = write_huge(folder / "huge", "lm_head.weight", row, 1);
       Options options;
-      options.isa = isa;
+      options.device = on.device, options.isa = on.isa;
       for (const char* draft : {"", "cast:int8:shared,lookup"}) {
-        SCOPED_TRACE("row " + std::to_string(row) + " on " + isa + " under " + draft);
+        SCOPED_TRACE("row " + std::to_string(row) + " on " + on.kernels() + " under " + draft);
         const auto engine = load(directory, draft, options);
         for (bool sampled : {false, true}) {
           Request request = request_of(4, sampled);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "api/draft_spec.h"
@@ -78,12 +79,12 @@ INSTANTIATE_TEST_SUITE_P(
         std::pair{"lookup:tokens=99999999999", "tokens="}, std::pair{"lookup:tokns=4", "tokns"},
         std::pair{"lookup:shared", "shared"}, std::pair{"lookup:head=int8", "head"},
         std::pair{"lookup:max=2:min=3", "above max"}, std::pair{"lookup:max=17", "16"},
-        std::pair{"cast:int8:max=3", "max or min"}, std::pair{"cast:int8:shared:own", "both"},
-        std::pair{"cast:int8:own:shared", "both"}, std::pair{"cast:int8:head=", "head="},
-        std::pair{"cast:int8:head=fp3", "fp3"}, std::pair{"switch:a8:own", "own"},
-        std::pair{"switch:a8:head=int8", "head"}, std::pair{"lookup,cast:int8", "put it last"},
-        std::pair{"dir:with:colon", "with"}, std::pair{"eagle:dir", "dir"},
-        std::pair{"dir:shared", "shared"},
+        std::pair{"cast:int8:max=3", "belongs to lookup"},
+        std::pair{"cast:int8:shared:own", "both"}, std::pair{"cast:int8:own:shared", "both"},
+        std::pair{"cast:int8:head=", "head="}, std::pair{"cast:int8:head=fp3", "fp3"},
+        std::pair{"switch:a8:own", "own"}, std::pair{"switch:a8:head=int8", "head"},
+        std::pair{"lookup,cast:int8", "put it last"}, std::pair{"dir:with:colon", "with"},
+        std::pair{"eagle:dir", "dir"}, std::pair{"dir:shared", "shared"},
         std::pair{"a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a", "at most"}));
 
 TEST(DraftSpec, EveryKindHasADefault) {
@@ -94,6 +95,48 @@ TEST(DraftSpec, EveryKindHasADefault) {
   }
   EXPECT_EQ(with_defaults(parse_draft("cast:mxfp4")[0]).head, "int8");
   EXPECT_EQ(with_defaults(parse_draft("lookup:tokens=3")[0]).tokens, 3);
+}
+
+TEST(DraftSpec, ADrafterIsAnEntryOfTheListByItsWord) {
+  const auto all = drafters();
+  const auto lookup =
+      std::find_if(all.begin(), all.end(), [](const DrafterInfo& d) { return d.word == "lookup"; });
+  ASSERT_NE(lookup, all.end());
+  EXPECT_EQ(lookup->options.size(), 2u);
+  EXPECT_NE(draft_forms().find("lookup, "), std::string::npos);
+
+  LevelSpec level;
+  level.kind = LevelSpec::Kind::drafter, level.word = "lookup";
+  level.options = {{"max", 7}};
+  EXPECT_NO_THROW(check_draft({level}));
+  EXPECT_EQ(to_string({level}), "lookup:max=7");
+  EXPECT_EQ(with_defaults(level).tokens, lookup->tokens);
+  const DrafterSetup setup = drafter_setup(level);
+  EXPECT_EQ(setup.option("max"), 7);
+  EXPECT_EQ(setup.option("min"), 1);
+  EXPECT_EQ(setup.tokens, lookup->tokens);
+  // The fields of a lookup and the options of its word say the same.
+  EXPECT_EQ(drafter_setup(parse_draft("lookup:max=7")[0]).options, setup.options);
+
+  const auto refused = [&](const char* named, auto spoil) {
+    LevelSpec bad = level;
+    spoil(bad);
+    try {
+      check_draft({bad});
+      ADD_FAILURE() << named;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), Code::invalid_argument);
+      EXPECT_NE(std::string(e.what()).find(named), std::string::npos) << e.what();
+    }
+  };
+  refused("no drafter 'abacus'", [](LevelSpec& l) { l.word = "abacus"; });
+  refused("no drafter ''", [](LevelSpec& l) { l.word.clear(); });
+  refused("takes no 'dir'", [](LevelSpec& l) { l.path = "dir"; });
+  refused("1 to 16", [](LevelSpec& l) { l.options[0].second = 0; });
+  refused("given twice", [](LevelSpec& l) { l.options.emplace_back("max", 2); });
+  refused("above max", [](LevelSpec& l) { l.options.emplace_back("min", 8); });
+  refused("speed=", [](LevelSpec& l) { l.options = {{"speed", 1}}; });
+  refused("head", [](LevelSpec& l) { l.head = "int8"; });
 }
 
 // ---- requests ------------------------------------------------------------------------------

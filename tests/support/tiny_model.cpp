@@ -29,7 +29,8 @@ double TestRandom::normal() {
 void PrintTo(const TinySpec& spec, std::ostream* out) { *out << spec.label(); }
 
 std::string TinySpec::label() const {
-  return family + "/" + format + (tied ? "/tied" : "") + (rope.empty() ? "" : "/" + rope);
+  return family + "/" + format + (tied ? "/tied" : "") + (mlp_bias ? "/mlp_bias" : "") +
+         (rope.empty() ? "" : "/" + rope);
 }
 
 namespace {
@@ -70,6 +71,11 @@ class Maker {
         dense(p + "self_attn.q_proj.bias", random(q, 0.3), {q});
         dense(p + "self_attn.k_proj.bias", random(kv, 0.3), {kv});
         dense(p + "self_attn.v_proj.bias", random(kv, 0.3), {kv});
+      }
+      if (spec_.mlp_bias) {
+        dense(p + "mlp.gate_proj.bias", random(spec_.ffn, 0.3), {spec_.ffn});
+        dense(p + "mlp.up_proj.bias", random(spec_.ffn, 0.3), {spec_.ffn});
+        dense(p + "mlp.down_proj.bias", random(spec_.width, 0.3), {spec_.width});
       }
       if (qwen3) {
         norm(p + "self_attn.q_norm.weight", spec_.head_dim, 1.3);
@@ -264,6 +270,7 @@ json tiny_config(const TinySpec& s) {
             {"eos_token_id", 2},
             {"torch_dtype", s.format == "f16" ? "float16" : "bfloat16"}};
   if (s.head_dim * s.heads != s.width || s.family == "qwen3") c["head_dim"] = s.head_dim;
+  if (s.mlp_bias) c["mlp_bias"] = true;
   if (s.family == "qwen2") c["use_sliding_window"] = false;
   if (s.family == "qwen3") c["attention_bias"] = false;
   if (s.family == "mistral") c["sliding_window"] = nullptr;
@@ -317,7 +324,7 @@ std::vector<TinySpec> tiny_families() {
   };
   std::vector<TinySpec> out = {spec("llama", 11), spec("llama3", 12), spec("mistral", 13),
                                spec("qwen2", 14), spec("qwen3", 15),  spec("llama", 16),
-                               spec("qwen2", 17), spec("llama", 18)};
+                               spec("qwen2", 17), spec("llama", 18),  spec("llama", 19)};
   TinySpec& smol = out[0];  // SmolLM2's proportions: an odd number of heads, a tied head
   smol.heads = 3, smol.kv_heads = 1, smol.width = 96, smol.ffn = 160, smol.tied = true;
   smol.layers = 3;
@@ -335,6 +342,8 @@ std::vector<TinySpec> tiny_families() {
   yarn.rope = "yarn", yarn.layers = 3;
   TinySpec& half = out[7];
   half.format = "f16", half.vocab = 333;
+  TinySpec& biased = out[8];  // biases in the feed-forward layers, none of the head, which is tied
+  biased.mlp_bias = biased.tied = true;
   return out;
 }
 

@@ -34,7 +34,7 @@ struct TinySpec {
   std::string format = "bf16";
   int layers = 2, width = 128, heads = 4, kv_heads = 2, head_dim = 32, ffn = 256;
   int vocab = 320, positions = 512;
-  bool tied = false;
+  bool tied = false, mlp_bias = false;
   int group = 32;    // of w4a16
   std::string rope;  // scaling: "" "linear" "yarn" ("llama3" comes with its family)
   uint64_t seed = 1;

@@ -8,6 +8,7 @@
 #include "backends/cpu/memory.h"
 #include "backends/cpu/share_out.h"
 #include "core/error.h"
+#include "core/host_memory.h"
 
 namespace stepladder {
 namespace {
@@ -44,7 +45,17 @@ void check_kv(const KVSpec& s) {
       " an entry; there can be 0 to ", f.layer.size());
 }
 
+std::string missing() { return ""; }
+int devices() { return 1; }
+std::unique_ptr<Backend> open(int, const BackendOptions& options) {
+  return std::make_unique<CpuBackend>(options.isa, options.threads);
+}
+
 }  // namespace
+
+namespace backend {
+extern const BackendKind cpu{0, missing, devices, open};
+}  // namespace backend
 
 CpuBackend::CpuBackend(const std::string& isa, int threads)
     : kernels_(kernels_for(isa)), pool_(threads) {}
@@ -52,6 +63,7 @@ CpuBackend::~CpuBackend() = default;
 
 std::string CpuBackend::name() const { return std::string("cpu/") + kernels_.isa; }
 
+size_t CpuBackend::available_bytes() const { return available_host_bytes(); }
 void* CpuBackend::allocate(size_t bytes) { return allocate_host(bytes, pool_); }
 void CpuBackend::release(void* memory, size_t bytes) noexcept { release_host(memory, bytes); }
 

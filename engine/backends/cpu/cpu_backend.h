@@ -19,6 +19,7 @@ class CpuBackend : public Backend {
   std::string name() const override;  // "cpu/<isa>"
   int threads() const { return pool_.threads(); }
 
+  size_t available_bytes() const override;
   void* allocate(size_t bytes) override;
   void release(void* memory, size_t bytes) noexcept override;
   bool on_host() const override { return true; }

@@ -5,11 +5,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <limits>
-#include <string>
 
 #include "core/error.h"
+#include "core/host_memory.h"
 #include "core/round_up.h"
 #include "core/thread_pool.h"
 #if defined(__linux__)
@@ -28,13 +27,6 @@ constexpr size_t kUnknown = std::numeric_limits<size_t>::max();
 }
 
 #if defined(__linux__)
-/// The first number in the file; "max" and a missing file are unknown.
-size_t number_in(const char* path) {
-  std::ifstream file(path);
-  size_t value = 0;
-  return file >> value ? value : kUnknown;
-}
-
 void make_present(std::byte* memory, size_t bytes) {
 #if defined(MADV_POPULATE_WRITE)
   if (madvise(memory, bytes, MADV_POPULATE_WRITE) == 0) return;
@@ -66,26 +58,6 @@ void* allocate_huge(size_t bytes, ThreadPool& pool) {
 #endif
 
 }  // namespace
-
-size_t available_host_bytes() {
-  size_t available = kUnknown;
-#if defined(__linux__)
-  std::ifstream info("/proc/meminfo");
-  for (std::string key; info >> key;) {
-    size_t kilobytes = 0;
-    if (key == "MemAvailable:" && info >> kilobytes) {
-      available = kilobytes * 1024;
-      break;
-    }
-    info.ignore(256, '\n');
-  }
-  const size_t limit = number_in("/sys/fs/cgroup/memory.max");
-  const size_t used = number_in("/sys/fs/cgroup/memory.current");
-  if (limit != kUnknown && used != kUnknown)
-    available = std::min(available, limit > used ? limit - used : 0);
-#endif
-  return available;
-}
 
 void* allocate_host(size_t bytes, [[maybe_unused]] ThreadPool& pool) {
   if (bytes == 0) return nullptr;

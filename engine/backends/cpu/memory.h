@@ -13,8 +13,5 @@ class ThreadPool;
 void* allocate_host(size_t bytes, ThreadPool&);
 /// Gives back what allocate_host(bytes) returned; null is allowed.
 void release_host(void* memory, size_t bytes) noexcept;
-/// Bytes that can be had now without swapping, by the machine and by this process's control
-/// group; the largest size_t where the system does not say.
-size_t available_host_bytes();
 
 }  // namespace stepladder

@@ -66,6 +66,18 @@ SL_API const char* sl_status_string(sl_status status);
  * the thread's next failing call. Never null. */
 SL_API const char* sl_last_error(void);
 
+/* A backend of this build or, where it could not be built, what that took. */
+typedef struct sl_backend_info {
+  size_t struct_size;
+  char name[32];     /* what `device` may say, with an index behind a colon or without */
+  int32_t devices;   /* how many there are; 0 = it cannot run */
+  char missing[512]; /* then what it lacks, and why */
+} sl_backend_info;
+
+SL_API int32_t sl_backend_count(void);
+/* Fills *out up to out->struct_size, which the caller sets. */
+SL_API sl_status sl_backend_get_info(int32_t index, sl_backend_info* out);
+
 /* Called while loading; a result other than 0 stops it with SL_CANCELLED. */
 typedef int (*sl_progress_fn)(uint64_t done_bytes, uint64_t total_bytes, void* user);
 
@@ -75,8 +87,8 @@ typedef struct sl_model_params {
   int32_t context;       /* tokens a sequence may hold; 0 = the model's own, at most 8192 */
   int32_t max_sequences; /* served side by side; further requests queue */
   int32_t threads;       /* 0 = the machine's cores */
-  const char* device;    /* null = "cpu" */
-  const char* isa;       /* null = the best there is */
+  const char* device;    /* "auto", "cpu", "cuda:1"; null = "cpu" */
+  const char* isa;       /* cpu: null = the best there is */
   const char* head;      /* the target's lm_head format; null = as stored */
   sl_progress_fn progress;
   void* progress_user;

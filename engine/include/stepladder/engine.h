@@ -1,9 +1,13 @@
 // The public C++ API: load a model with any list of draft levels, submit token prompts, take
 // tokens. Text never enters here: tokenization, templates and stop strings belong to the caller.
 //
-//   auto engine = stepladder::Engine::load("models/SmolLM2", {.draft =
-//   stepladder::parse_draft("cast:int8,lookup")}); auto stream = engine->submit({.prompt = {1, 2,
-//   3}, .max_tokens = 64}); for (stepladder::Chunk chunk; stream->next(chunk);) use(chunk.tokens);
+//   Options options{.draft = parse_draft("cast:int8,lookup")};
+//
+//   auto engine = Engine::load("models/SmolLM2", options);
+//
+//   auto stream = engine->submit({.prompt = {1, 2, 3}, .max_tokens = 64});
+//
+//   for (Chunk chunk; stream->next(chunk);) use(chunk.tokens);
 #pragma once
 
 #include <cstdint>
@@ -22,19 +26,34 @@ using Token = int32_t;
 
 /// One level below the target, outermost first in Options::draft.
 struct LevelSpec {
-  enum class Kind { model, cast, activations, lookup };
+  enum class Kind { model, cast, activations, lookup, drafter };
   Kind kind = Kind::lookup;
-  std::string path;           // model: a checkpoint directory
-  std::string format;         // cast: "mxfp4" "w4a16" "int8" "w8a8"; activations: "a8"
+  std::string path;    // model: a checkpoint directory; drafter: its argument, if it takes one
+  std::string format;  // cast: "mxfp4" "w4a16" "int8" "w8a8"; activations: "a8"
   bool shared_cache = false;  // cast: use the cache of the level it copies (activations: always)
   int tokens = 0;    // drafts a round asks of it; 0 = as many as pay, up to the drafter's default
   std::string head;  // lm_head's format; "" = int8 for casts, as stored for models
   int ngram_max = 0, ngram_min = 0;  // lookup: longest and shortest match; 0 = default
+  std::string word;                  // drafter: which of drafters(); lookup is one of them
+  std::vector<std::pair<std::string, int>> options;  // drafter: its options that are given
 };
 
-/// "cast:mxfp4:shared:tokens=4,lookup" -> levels. Forms: cast:FORMAT, switch:a8, lookup,
-/// model:PATH or a bare path; options after a colon: shared, own, tokens=N, head=FORMAT, max=N,
-/// min=N. Throws Error(invalid_argument) naming the part it cannot read.
+/// A drafter of this build: what proposes tokens and verifies none, so that it stands last.
+struct DrafterInfo {
+  struct Option {
+    std::string name, about;
+    int low = 0, high = 0, initial = 0;
+  };
+  std::string word, about;
+  std::string argument;  // what follows the word, as "PATH"; "" = nothing
+  int tokens = 0;        // drafts a round asks of it at most, unless told otherwise
+  std::vector<Option> options;
+};
+std::vector<DrafterInfo> drafters();
+
+/// "cast:mxfp4:shared:tokens=4,lookup" -> levels. Forms: cast:FORMAT, switch:a8, model:PATH or a
+/// bare path, and the word of a drafter; options after a colon: shared, own, tokens=N, head=FORMAT
+/// and those of the drafter. Throws Error(invalid_argument) naming the part it cannot read.
 std::vector<LevelSpec> parse_draft(const std::string& text);
 /// What a level of a spec can be, for messages: "lookup, cast:FORMAT, ...".
 std::string draft_forms();
@@ -49,9 +68,9 @@ struct Options {
   int context = 0;        // tokens a sequence may hold; 0 = the model's own, at most 8192
   int max_sequences = 1;  // served side by side; further requests queue; unread streams make way
   int threads = 0;        // 0 = the machine's cores
-  std::string device = "cpu";
-  std::string isa;   // "" = best; "portable", "avx2", "avx512"
-  std::string head;  // the target's lm_head format; "" = as stored
+  std::string device = "cpu";  // "auto", or one that backends() names: "cpu", "cuda:1"
+  std::string isa;             // cpu: "" = best; "portable", "avx2", "avx512"
+  std::string head;            // the target's lm_head format; "" = as stored
   /// Called while loading with done and total bytes; returning false aborts with Error(cancelled).
   std::function<bool(size_t done, size_t total)> progress;
 };
@@ -160,6 +179,14 @@ class Engine {
   virtual std::vector<double> verify_ms(const std::vector<int>& rows, int context = 64,
                                         int repeats = 9) = 0;
 };
+
+/// A backend of this build or, where it could not be built, what that took.
+struct BackendInfo {
+  std::string name;
+  std::vector<std::string> devices;  // what Options::device may name of it
+  std::string missing;               // "" = it can run; else what it lacks here, and why
+};
+std::vector<BackendInfo> backends();
 
 /// What can be told of a checkpoint without loading its weights.
 Info inspect(const std::string& directory);

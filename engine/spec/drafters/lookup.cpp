@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "spec/drafter_kind.h"
 #include "spec/planner.h"
 
 namespace stepladder {
@@ -241,5 +242,53 @@ Forecast Lookup::forecast(const Sequence& s, int most) const {
 }
 
 void Lookup::forget(int slot) { index_[slot].forget(); }
+
+// ---- as an entry of the list -----------------------------------------------------------------
+
+namespace {
+
+constexpr DrafterOption kOptions[] = {
+    {"max", "most tokens that must agree; 0 = 4, or min where that is more", 1, kLongest, 0},
+    {"min", "fewest tokens that must agree", 1, kLongest, LookupOptions{}.ngram_min}};
+
+LookupOptions options_of(const DrafterSetup& s) {
+  LookupOptions o;
+  o.tokens = s.tokens, o.context = s.context, o.sequences = s.sequences;
+  o.ngram_min = s.option("min");
+  o.ngram_max = s.option("max") ? s.option("max") : std::max(o.ngram_max, o.ngram_min);
+  return o;
+}
+
+void check_matches(const DrafterSetup& s) {
+  const int max = s.option("max"), min = s.option("min");
+  check(max == 0 || min <= max, Code::invalid_argument, "min=", min, " is above max=", max);
+}
+
+DrafterNeed memory_of(const DrafterSetup& s, const Backend&) {
+  return {.host = Lookup::bytes(options_of(s))};
+}
+
+std::unique_ptr<Drafter> make(const DrafterSetup& s, const DrafterSite& site) {
+  LookupOptions options = options_of(s);
+  options.row_cost = site.row_cost;
+  return std::make_unique<Lookup>(options);
+}
+
+}  // namespace
+
+namespace drafter {
+extern const DrafterKind lookup{
+    .word = "lookup",
+    .about = "what followed the last tokens where they occurred before in the text",
+    .argument = nullptr,
+    .tokens = 10,  // free but for its rows, and it knows when to hold back
+    .forecasts = true,
+    .options = kOptions,
+    .check = check_matches,
+    .nodes = nullptr,
+    .features = nullptr,
+    .memory = memory_of,
+    .make = make};
+}  // namespace drafter
 
 }  // namespace stepladder

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from .._core import __version__
+from .._core import __version__, backends
 from ..files.compressed_tensors import ALIASES, LAYOUTS
 
 
@@ -157,7 +157,8 @@ def _add_load(sub: argparse.ArgumentParser, many: str | None = None) -> None:
     group.add_argument(
         "--threads", type=int, metavar="N", help="that compute (the cores there are)"
     )
-    group.add_argument("--device", default="cpu", help="where to compute (cpu)")
+    devices = ", ".join(d for backend in backends() for d in backend.devices)
+    group.add_argument("--device", default="cpu", help=f"where to compute: auto, {devices} (cpu)")
     group.add_argument("--isa", metavar="NAME", help="portable, avx2 or avx512 (the best there is)")
     group.add_argument("--head", metavar="FORMAT", help="the output matrix's format (as stored)")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import _core
+from ..base.arguments import INT_MAX, shown, string, whole
 from ..base.arguments import path as path_text
-from ..base.arguments import shown, string, whole
 from ..base.errors import FileError, InvalidArgumentError
 from ..files.hub import resolve
 
@@ -58,7 +58,30 @@ class Draft:
     head: str | None = None
 
 
-Level = Cast | Switch | Lookup | Draft
+class Drafter:
+    """Any drafter of the build by its word: `Drafter("lookup", max=5)`.
+
+    `argument`: what the drafter is given, where it takes something; `tokens`: drafts a round, as
+    many as pay unless given; the rest are options of its own, whole numbers.
+    """
+
+    def __init__(
+        self,
+        word: str,
+        argument: str | os.PathLike[str] | None = None,
+        *,
+        tokens: int | None = None,
+        **options: int,
+    ):
+        self.word, self.argument, self.tokens, self.options = word, argument, tokens, options
+
+    def __repr__(self) -> str:
+        given = [repr(self.word)] + ([] if self.argument is None else [repr(self.argument)])
+        named = {} if self.tokens is None else {"tokens": self.tokens}
+        return f"Drafter({', '.join(given + [f'{k}={v!r}' for k, v in (named | self.options).items()])})"
+
+
+Level = Cast | Switch | Lookup | Draft | Drafter
 _KNOWN = _core.draft_forms()
 _FORMS = f"give Lookup(), Cast('int8'), Switch('a8'), Draft('path'), a text of {_KNOWN}, or a list of these"
 _NO_LISTS = (bytes, bytearray, memoryview, dict, set, frozenset)
@@ -69,7 +92,7 @@ def to_specs(draft: DraftOption) -> list[_core.LevelSpec]:
     """The engine's form of any `draft` argument; models are resolved to directories."""
     if draft is None or draft is False:
         return []
-    if isinstance(draft, (str, os.PathLike, Cast, Switch, Lookup, Draft)):
+    if isinstance(draft, (str, os.PathLike, Cast, Switch, Lookup, Draft, Drafter)):
         draft = [draft]
     if not isinstance(draft, Iterable) or isinstance(draft, _NO_LISTS) or hasattr(draft, "dtype"):
         raise InvalidArgumentError(f"draft: {shown(draft)} is no level; {_FORMS}")
@@ -87,7 +110,7 @@ def _specs_of(level: Any) -> list[_core.LevelSpec]:
         return _parsed(level)
     if isinstance(level, (str, os.PathLike)):
         level = Draft(level)
-    if not isinstance(level, (Cast, Switch, Lookup, Draft)):
+    if not isinstance(level, (Cast, Switch, Lookup, Draft, Drafter)):
         raise InvalidArgumentError(f"draft: {shown(level)} is no level; {_FORMS}")
     spec = _core.LevelSpec()
     spec.tokens = _count("tokens", level.tokens)
@@ -99,8 +122,13 @@ def _specs_of(level: Any) -> list[_core.LevelSpec]:
     elif isinstance(level, Switch):
         spec.kind = _core.LevelKind.activations
         spec.format = _text("Switch: act", level.act)
+    elif isinstance(level, Drafter):
+        spec.kind, spec.word = _core.LevelKind.drafter, _text("Drafter: word", level.word)
+        if level.argument is not None:
+            spec.path = _path("Drafter: argument", level.argument)
+        spec.options = [(k, whole(f"draft: {k}", v, -INT_MAX, INT_MAX)) for k, v in level.options.items()]
     elif isinstance(level, Draft):
-        spec.kind, spec.path = _core.LevelKind.model, str(resolve(_path(level.path)))
+        spec.kind, spec.path = _core.LevelKind.model, str(resolve(_path("Draft: path", level.path)))
         spec.head = _head("Draft", level.head)
     else:
         spec.kind = _core.LevelKind.lookup
@@ -128,17 +156,17 @@ def _parsed(line: str) -> list[_core.LevelSpec]:
 
 def _words() -> list[str]:
     """The words that levels begin with, as the engine writes them."""
-    words = []
+    words = [drafter.word for drafter in _core.drafters()]
     for kind in _core.LevelKind:
         spec = _core.LevelSpec()
         spec.kind = kind
         words.append(_core.draft_to_string([spec]).partition(":")[0])
-    return words
+    return [word for word in words if word]
 
 
-def _path(value: Any) -> str:
+def _path(name: str, value: Any) -> str:
     try:
-        return path_text("Draft: path", value)
+        return path_text(name, value)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"draft: {error}") from None
 

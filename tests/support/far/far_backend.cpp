@@ -54,8 +54,14 @@ std::string FarBackend::name() const {
 
 // ---- memory --------------------------------------------------------------------------------
 
+size_t FarBackend::available_bytes() const {
+  return memory_ > held_bytes_ ? memory_ - held_bytes_ : 0;
+}
+
 void* FarBackend::allocate(size_t bytes) {
   outside_recordings("allocate");
+  check(bytes <= available_bytes(), Code::out_of_memory, "far backend: ", bytes, " bytes wanted, ",
+        available_bytes(), " available");
   check(!sealed_, Code::internal, "far backend: ", bytes, " bytes asked for after load");
   // One page more than asked for keeps blocks apart, so that an end pointer names its own block.
   const size_t page = page_bytes(), mapped = (bytes + 2 * page - 1) / page * page;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <span>
@@ -41,6 +42,8 @@ class FarBackend : public Backend {
   void reset_counters() { counters_ = {}; }
   /// From now on allocate() throws Error(internal): nothing may be allocated after load.
   void seal() { sealed_ = true; }
+  /// The memory it has in all; without this, as much as anyone asks for.
+  void set_memory(size_t bytes) { memory_ = bytes; }
   /// Bytes allocated and not yet released.
   size_t held_bytes() const { return held_bytes_; }
   /// Queued pieces of work that have not run yet.
@@ -54,6 +57,7 @@ class FarBackend : public Backend {
   /// Queues an operator of a test's own, which gets the readable addresses of the pieces.
   void own(const std::vector<Piece>& pieces, std::function<void(std::span<void* const>)> work);
 
+  size_t available_bytes() const override;
   void* allocate(size_t bytes) override;
   void release(void* memory, size_t bytes) noexcept override;
   void upload(void* to, const void* host_from, size_t bytes) override;
@@ -114,7 +118,7 @@ class FarBackend : public Backend {
   std::vector<Work> queue_;
   std::vector<Work>* recording_ = nullptr;
   FarCounters counters_;
-  size_t held_bytes_ = 0;
+  size_t held_bytes_ = 0, memory_ = std::numeric_limits<size_t>::max();
   bool sealed_ = false;
 };
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <tuple>
 
+#include "backends/cpu/cpu_backend.h"
 #include "support/backends.h"
 #include "support/replay.h"
 

@@ -29,7 +29,7 @@ CLI = re.compile(r"<(CLI/\w+\.hpp|benchmark/benchmark\.h)>")
 PUBLIC = ["stepladder/*.h"]
 CORE = ["core/*.h", *PUBLIC]
 IO = ["io/*.h", *CORE]
-BACKEND = ["backends/backend.h", *CORE]
+BACKEND = ["backends/backend.h", "backends/tables.h", *CORE]
 MODEL = ["model/*.h", "formats/linear.h", *IO, *BACKEND]
 SPEC = ["spec/*.h", *BACKEND]
 

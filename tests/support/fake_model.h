@@ -143,9 +143,12 @@ class FakeVerifier final : public Verifier {
   }
 
   void extend(Batch batch, std::span<const int> wanted, std::span<RoundResult> out) override {
+    ms_ = 0;
+    int longest = 0;
     for (size_t i = 0; i < batch.size(); ++i) {
       Sequence s = *batch[i];
       Sequence* const one[] = {&s};
+      ms_ += o_.row_ms * lacking(s);
       DraftTrees root(1, 2);
       RoundResult all, said;
       while (all.emitted < wanted[i] && room(s) >= 1) {
@@ -157,8 +160,12 @@ class FakeVerifier final : public Verifier {
         all.token[all.emitted] = said.token[0], all.logit[all.emitted++] = said.logit[0];
       }
       usable_[s.slot] = static_cast<int>(batch[i]->tokens.size()) - 1;
+      ms_ += o_.row_ms * all.emitted;
+      longest = std::max(longest, all.emitted);
       out[i] = all;
     }
+    ms_ += o_.ms * longest;
+    spent += ms_;
   }
 
   /// The clock of the part goes so many times as fast from now on.

@@ -11,6 +11,7 @@
 #include "bindings.h"
 #include "formats/linear.h"
 #include "released.h"
+#include "stepladder/error.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -168,19 +168,19 @@ void bind_options(nb::module_& m) {
       .def_rw("ngram_min", &LevelSpec::ngram_min)
       .def_rw("word", &LevelSpec::word)
       .def_rw("options", &LevelSpec::options);
-  nb::class_<DrafterInfo> drafter(m, "DrafterInfo", "A drafter: it proposes and verifies nothing.");
-  drafter.def_ro("word", &DrafterInfo::word)
-      .def_ro("about", &DrafterInfo::about)
-      .def_ro("argument", &DrafterInfo::argument)
-      .def_ro("tokens", &DrafterInfo::tokens)
-      .def_ro("options", &DrafterInfo::options)
-      .def("__repr__", &fields_of);
-  nb::class_<DrafterInfo::Option>(drafter, "Option", "A whole number that a user may set.")
+  nb::class_<DrafterInfo::Option>(m, "DrafterOption", "A whole number that a user may set.")
       .def_ro("name", &DrafterInfo::Option::name)
       .def_ro("about", &DrafterInfo::Option::about)
       .def_ro("low", &DrafterInfo::Option::low)
       .def_ro("high", &DrafterInfo::Option::high)
       .def_ro("initial", &DrafterInfo::Option::initial)
+      .def("__repr__", &fields_of);
+  nb::class_<DrafterInfo>(m, "DrafterInfo", "A drafter: it proposes and verifies nothing.")
+      .def_ro("word", &DrafterInfo::word)
+      .def_ro("about", &DrafterInfo::about)
+      .def_ro("argument", &DrafterInfo::argument)
+      .def_ro("tokens", &DrafterInfo::tokens)
+      .def_ro("options", &DrafterInfo::options)
       .def("__repr__", &fields_of);
   m.def("drafters", &drafters, "The drafters of this build.");
   m.def("parse_draft", &parse_draft, "text"_a,

@@ -1,14 +1,25 @@
-"""from_python.py MODEL IDS: the dropped-in drafter from Python, by its word and as an object."""
+"""from_python.py MODEL IDS: the dropped-in drafter from Python, by its word and as an object.
 
+Makes the model, which has a tokenizer, and the text in IDS.
+"""
+
+import shutil
 import sys
+from pathlib import Path
 
 import stepladder
 from stepladder import Cast, Drafter
 
-model, ids = sys.argv[1:]
-with open(ids) as file:
-    text = [int(t) for t in file.read().split()]
-prompt, wanted = text[:6], text[6:]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+import tiny  # noqa: E402
+
+model, ids = Path(sys.argv[1]), Path(sys.argv[2])
+shutil.rmtree(model, ignore_errors=True)
+tiny.write_model(model)
+prompt = [1, 17, 42, 99, 17, 42]
+with stepladder.load(model) as plain:
+    wanted = plain.generate(prompt, max_tokens=40, ignore_eos=True).tokens
+ids.write_text(" ".join(str(t) for t in [*prompt, *wanted]))
 
 for draft in (f"script:{ids}:tokens=5", Drafter("script", ids, tokens=5, wrong=2),
               [Cast("int8"), Drafter("script", ids, tokens=5)]):  # fmt: skip

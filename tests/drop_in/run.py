@@ -66,7 +66,9 @@ def build(source, work, python):
 
 
 def main(model, work):
-    python = all(importlib.util.find_spec(m) for m in ("nanobind", "tokenizers", "jinja2", "rich"))
+    python = all(
+        importlib.util.find_spec(m) for m in ("nanobind", "tokenizers", "jinja2", "rich", "gguf")
+    )
     source = mirror(work)
     build(source, work, python)
     library = work / "build/engine"
@@ -119,6 +121,7 @@ def main(model, work):
         print("the Python module needs nanobind and what the package runs on: left out")
         return
     environment = os.environ | {"PYTHONPATH": str(work / "build/python")}
+    model, ids = work / "python_model", work / "python_text.txt"
     run(sys.executable, HERE / "from_python.py", model, ids, env=environment)
     for draft in ("lookup", f"script:{ids}:tokens=3:wrong=1"):
         said = [run(sys.executable, "-m", "stepladder", "generate", model, "-p", "the cat", "--max-tokens", 12,

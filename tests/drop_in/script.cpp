@@ -43,8 +43,7 @@ class Script final : public Drafter {
       if (budgets[i].at_most < 1) continue;
       const auto& tokens = batch[i]->tokens;
       out.reset(i, tokens.back());
-      if (tokens.size() >= text_.size() ||
-          !std::equal(tokens.begin(), tokens.end(), text_.begin()))
+      if (tokens.size() >= text_.size() || !std::equal(tokens.begin(), tokens.end(), text_.begin()))
         continue;
       const int left = int(text_.size() - tokens.size());
       const int depth = std::min({budgets[i].at_most, budgets[i].nodes, left});

@@ -31,7 +31,7 @@ CORE = ["core/*.h", *PUBLIC]
 IO = ["io/*.h", *CORE]
 BACKEND = ["backends/backend.h", "backends/tables.h", *CORE]
 MODEL = ["model/*.h", "formats/linear.h", *IO, *BACKEND]
-SPEC = ["spec/*.h", *BACKEND]
+SPEC = ["spec/*.h", "backends/tables.h", *BACKEND]
 
 # First match wins: files, the quoted headers they may include, and the angled ones.
 LAYERS = [

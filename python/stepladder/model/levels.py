@@ -126,7 +126,9 @@ def _specs_of(level: Any) -> list[_core.LevelSpec]:
         spec.kind, spec.word = _core.LevelKind.drafter, _text("Drafter: word", level.word)
         if level.argument is not None:
             spec.path = _path("Drafter: argument", level.argument)
-        spec.options = [(k, whole(f"draft: {k}", v, -INT_MAX, INT_MAX)) for k, v in level.options.items()]
+        spec.options = [
+            (k, whole(f"draft: {k}", v, -INT_MAX, INT_MAX)) for k, v in level.options.items()
+        ]
     elif isinstance(level, Draft):
         spec.kind, spec.path = _core.LevelKind.model, str(resolve(_path("Draft: path", level.path)))
         spec.head = _head("Draft", level.head)
@@ -161,7 +163,7 @@ def _words() -> list[str]:
         spec = _core.LevelSpec()
         spec.kind = kind
         words.append(_core.draft_to_string([spec]).partition(":")[0])
-    return [word for word in words if word]
+    return sorted(set(words) - {""})
 
 
 def _path(name: str, value: Any) -> str:

@@ -2,11 +2,11 @@
 same text bit for bit as without them."""
 
 # ruff: noqa: E402
-from typing import TYPE_CHECKING, Any
-
 from .base.signals import end_quietly_if_interrupted
 
 end_quietly_if_interrupted()
+
+from typing import TYPE_CHECKING, Any
 
 from ._core import __version__
 from .base.errors import (

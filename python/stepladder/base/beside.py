@@ -41,14 +41,8 @@ class Beside(Generic[_Value]):
 
     def result(self) -> _Value:
         """The function's value, or its error."""
-        self.wait()
-        # An error holds the frames it came through, and nothing that they hold may hold it.
-        error, self._error = self._error, None
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error
+        if not self.wait():
+            raise self._error  # type: ignore[misc]
         return self._value
 
     def __enter__(self) -> "Beside[_Value]":
@@ -56,4 +50,4 @@ class Beside(Generic[_Value]):
 
     def __exit__(self, *_: object) -> None:
         self.wait()
-        self._error = None
+        self._error = None  # which holds the frames it came through, and they this object

@@ -6,6 +6,8 @@ from .base.signals import end_quietly_if_interrupted
 
 end_quietly_if_interrupted()
 
+from typing import TYPE_CHECKING, Any
+
 from ._core import __version__, backends, drafters
 from .base.errors import (
     CancelledError,
@@ -18,14 +20,16 @@ from .base.errors import (
     UnsupportedError,
     VocabMismatchError,
 )
-from .files.convert import convert
-from .files.quantize import quantize
 from .model.chat import Chat
 from .model.levels import Cast, Draft, Drafter, Lookup, Switch
 from .model.loading import inspect, load
 from .model.model import Model
 from .model.results import LevelStats, Piece, Result, Stats, TokenLogprob
 from .model.stream import Stream
+
+if TYPE_CHECKING:
+    from .files.convert import convert
+    from .files.quantize import quantize
 
 del end_quietly_if_interrupted
 
@@ -60,3 +64,18 @@ __all__ = [
     "load",
     "quantize",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What writes models works on arrays, and numpy takes as long to import as all the rest."""
+    if name not in ("convert", "quantize"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .files.convert import convert
+    from .files.quantize import quantize
+
+    globals().update(convert=convert, quantize=quantize)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

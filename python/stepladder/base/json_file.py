@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .arguments import regular_file
 from .errors import FileError, ModelFormatError
@@ -14,22 +15,76 @@ from .errors import FileError, ModelFormatError
 MAX_STRING = 2 << 20
 MAX_BYTES = 8 << 20
 MAX_ENTRIES = 500_000
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def read_json(path: Path, limit: int = MAX_BYTES, entries: int = MAX_ENTRIES) -> Any:
     """The JSON value in `path`, or None when there is no such file. Raises ModelFormatError over
     `limit` bytes, or `entries` list and object entries."""
-    try:
+    with _refusals(path):
         if not path.exists():
             return None
-        regular_file(path)
-        if path.stat().st_size > limit:
-            raise ModelFormatError(f"{path}: larger than {limit} bytes")
-        _check_strings(path)
-        data = path.read_bytes()
-        if _count_entries(data, entries) > entries:
-            raise ModelFormatError(f"{path}: more than {entries} entries of lists and objects")
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique(path))
+        return json.loads(_bounded_text(path, limit, entries), object_pairs_hook=_unique(path))
+
+
+class JsonFile:
+    """What read_json reads, and the text it was read from, so that another reader can have it with other
+    values for some members of the object that it is. Decoded once."""
+
+    def __init__(self, path: Path, limit: int = MAX_BYTES, entries: int = MAX_ENTRIES):
+        with _refusals(path):
+            self._text = _bounded_text(path, limit, entries)
+            self._spans: dict[str, tuple[int, int]] = {}
+            self.value = self._decoded(_unique(path))
+
+    def text_with(self, members: dict[str, str]) -> str:
+        """The text, in which JSON stands in the place of the values of those `members` that there are."""
+        parts, at = [], 0
+        for name, (start, end) in self._spans.items():
+            if name in members:
+                parts += [self._text[at:start], members[name]]
+                at = end
+        return "".join([*parts, self._text[at:]])
+
+    def _decoded(self, unique: Any) -> Any:
+        text, at = self._text, self._past_space(0)
+        if not text.startswith("{", at):
+            return json.loads(text, object_pairs_hook=unique)
+        decode = json.JSONDecoder(object_pairs_hook=unique).raw_decode
+        pairs: list[tuple[str, Any]] = []
+        at = self._past_space(at + 1)
+        while pairs or not text.startswith("}", at):
+            if not text.startswith('"', at):
+                raise json.JSONDecodeError("Expecting a property name in quotes", text, at)
+            name, at = decode(text, at)
+            start = self._past_space(self._past(":", at))
+            value, at = decode(text, start)
+            pairs.append((name, value))
+            self._spans[name] = start, at
+            at = self._past_space(at)
+            if text.startswith("}", at):
+                break
+            at = self._past_space(self._past(",", at))
+        at = self._past_space(at + 1)
+        if at < len(text):
+            raise json.JSONDecodeError("Extra data", text, at)
+        return unique(pairs)
+
+    def _past_space(self, at: int) -> int:
+        return _SPACE.match(self._text, at).end()  # type: ignore[union-attr]
+
+    def _past(self, mark: str, at: int) -> int:
+        at = self._past_space(at)
+        if not self._text.startswith(mark, at):
+            raise json.JSONDecodeError(f"Expecting {mark!r}", self._text, at)
+        return at + 1
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """What goes wrong inside is said of the file."""
+    try:
+        yield
     except (ModelFormatError, FileError):
         raise
     except OSError as error:
@@ -40,13 +95,26 @@ def read_json(path: Path, limit: int = MAX_BYTES, entries: int = MAX_ENTRIES) ->
         raise ModelFormatError(f"{path}: not valid JSON: {str(error)[:200]}") from None
 
 
+def _bounded_text(path: Path, limit: int, entries: int) -> str:
+    regular_file(path)
+    if path.stat().st_size > limit:
+        raise ModelFormatError(f"{path}: larger than {limit} bytes")
+    _check_strings(path)
+    data = path.read_bytes()
+    if _count_entries(data, entries) > entries:
+        raise ModelFormatError(f"{path}: more than {entries} entries of lists and objects")
+    return data.decode("utf-8")
+
+
 def _count_entries(data: bytes, enough: int) -> int:
     """How many lists, objects and entries JSON text has, before they are made: each takes many times
     the memory of its text. At least that many while that is `enough`."""
     count = sum(map(data.count, (b"[", b"{", b",")))
     if count <= enough:
         return count
-    # Those inside texts do not count.
+    # Those inside texts do not count. Few files come here, and the import takes as long as all others.
+    import numpy as np
+
     plain = np.frombuffer(data.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
     count, inside = 0, 0
     for first in range(0, plain.size, 1 << 20):

@@ -28,9 +28,7 @@ from ..base.errors import (
 )
 from ..base.progress import bar
 from ..base.signals import end_quietly_if_interrupted, ending_in_order, take_interrupts
-from ..files.convert import convert
 from ..files.hub import resolve
-from ..files.quantize import quantize
 from ..model.chat import Chat
 from ..model.levels import fixed
 from ..model.loading import inspect, load
@@ -293,6 +291,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
+    from ..files.convert import convert  # numpy, which only these two commands need
 
     with bar("converting") as report:
         convert(args.source, args.target, args.dtype, args.force, report)
@@ -300,6 +299,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _quantize(args: argparse.Namespace) -> int:
+    from ..files.quantize import quantize
 
     with bar("quantizing") as report:
         with _opening():

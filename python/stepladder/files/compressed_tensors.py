@@ -4,15 +4,18 @@ codes and scales, not the name of its format: a format that the engine gains is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._core import Format, formats
+
+if TYPE_CHECKING:
+    import numpy as np  # at run time inside what packs: the command's options come from here too
 
 
 def packed_words(codes: np.ndarray, bits: int) -> np.ndarray:
     """Signed codes of `bits`, each plus half their range, the first in the low bits of each int32."""
+    import numpy as np
+
     per = 32 // bits
     unsigned = codes.astype(np.int16) + (1 << bits - 1)
     unsigned = np.pad(unsigned, ((0, 0), (0, -codes.shape[1] % per)))
@@ -23,7 +26,7 @@ def packed_words(codes: np.ndarray, bits: int) -> np.ndarray:
 
 def packed_nibbles(codes: np.ndarray) -> np.ndarray:
     """Two 4-bit codes a byte, the first in its low half."""
-    nibbles = codes.view(np.uint8)
+    nibbles = codes.view("u1")
     return nibbles[:, 0::2] | nibbles[:, 1::2] << 4
 
 
@@ -52,12 +55,20 @@ _CODES = {
 # Whole bytes need no packing once the activations are bytes as well.
 _BYTES = _Codes("int-quantized", 8, "int", "weight", "I8", lambda k: k, lambda codes: codes, False)
 
+
+def _exponents(scales: np.ndarray) -> np.ndarray:
+    """Powers of two as a byte each."""
+    import numpy as np
+
+    return (np.frexp(scales)[1] + 126).astype(np.uint8)
+
+
 # The casts give scales that these types hold exactly.
 _SCALES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "f32": ("F32", lambda scales: scales.astype("<f4")),
     "f16": ("F16", lambda scales: scales.astype("<f2")),
-    "bf16": ("BF16", lambda scales: (scales.view(np.uint32) >> 16).astype("<u2")),
-    "e8m0": ("U8", lambda scales: (np.frexp(scales)[1] + 126).astype(np.uint8)),
+    "bf16": ("BF16", lambda scales: (scales.view("u4") >> 16).astype("<u2")),
+    "e8m0": ("U8", _exponents),
 }
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from .. import _core
 from ..base.arguments import INT_MAX, callback, string, suggesting, whole
-from ..base.progress import bar
+from ..base.beside import Beside
+from ..base.progress import Report, bar
 from ..files.hub import resolve
 from ..text.tokenizer import Text
 from .levels import DraftOption, to_specs
@@ -54,15 +55,34 @@ def load(
             setattr(options, name, string(name, value))
     if not isinstance(progress, bool):
         callback("progress", progress)
-    text = _open_text(directory)
     started = time.monotonic()
     if callable(progress):
-        engine = _core.Engine.load(str(directory), options, progress)
+        engine, text = _open(directory, options, progress)
     else:
         with bar(f"loading {directory.name}", show=False if progress is False else None) as report:
-            engine = _core.Engine.load(str(directory), options, report)
+            engine, text = _open(directory, options, report)
     _log_load(engine.info, directory, time.monotonic() - started)
     return Model(engine, text, directory, options.max_sequences)
+
+
+def _open(
+    directory: Path, options: _core.Options, progress: Report
+) -> tuple[_core.Engine, Text | None]:
+    """The engine, and the text beside it. Where both fail, it is the text's error that is raised."""
+    with Beside(lambda: _open_text(directory)) as text:
+
+        def report(done: int, total: int) -> object:
+            return False if text.failed else progress(done, total)
+
+        engine = None
+        try:
+            engine = _core.Engine.load(str(directory), options, report)
+        except Exception:
+            if text.wait():
+                raise
+        if not text.wait():
+            engine = None  # the error will hold this frame, and must not hold the weights
+        return engine, text.result()
 
 
 def _open_text(directory: Path) -> Text | None:

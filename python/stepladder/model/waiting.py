@@ -3,15 +3,17 @@ again: the engine puts a key into a list, whose file descriptor wakes whoever wa
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import select
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import _core
+
+if TYPE_CHECKING:
+    import asyncio  # at run time where it is used: who runs a loop has it, and others need not wait for it
 
 LONGEST_WAIT = 0.25  # seconds in which a signal that came to another thread is noticed
 
@@ -42,6 +44,8 @@ class _Waits:
                 future.set_result(None)
 
     async def arrival(self, stream: _core.Stream) -> None:
+        import asyncio
+
         key = next(self._keys)
         self._futures[key] = asyncio.get_running_loop().create_future()
         try:
@@ -61,6 +65,8 @@ _loops_lock = threading.Lock()
 async def arrival(stream: _core.Stream) -> None:
     """Waits in the running event loop until `stream` has something to take. A wait that is cancelled
     leaves the stream as it is."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     with _loops_lock:
         waits = _loops.get(loop)
@@ -87,6 +93,8 @@ class TaskPieces:
         return self
 
     async def __anext__(self) -> Any:
+        import asyncio
+
         if self._task is None:
             self._task = asyncio.current_task()
             if self._task is not None:

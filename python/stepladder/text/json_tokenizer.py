@@ -10,7 +10,7 @@ from typing import Any
 
 from ..base.arguments import shown
 from ..base.errors import InvalidArgumentError, ModelFormatError, UnsupportedError
-from ..base.json_file import read_json
+from ..base.json_file import JsonFile
 from .growth import check_affixes, check_growth, check_pre_tokenizers, growth, steps
 from .vocabulary import (
     MAX_FILE_BYTES,
@@ -23,6 +23,8 @@ from .vocabulary import (
 
 MAX_ENTRIES = 3_000_000  # the largest vocabularies have two million, merges included
 MAX_STEPS = 64  # decoders or post-processors
+# Padding and truncation are the caller's business, and a bos token is put in by Text.
+_LEFT_OUT = dict.fromkeys(("truncation", "padding", "post_processor"), "null")
 
 
 class JsonTokenizer:
@@ -30,7 +32,8 @@ class JsonTokenizer:
 
     def __init__(self, path: Path, config: dict[str, Any]):
         self._path = path
-        tree = read_json(path, MAX_FILE_BYTES, MAX_ENTRIES)
+        file = JsonFile(path, MAX_FILE_BYTES, MAX_ENTRIES)
+        tree = file.value
         if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
             raise ModelFormatError(f"{path}: no tokenizer model in it")
         _check_count(tree, path)
@@ -39,12 +42,9 @@ class JsonTokenizer:
         check_affixes(tree["model"], path)
         check_pre_tokenizers(tree.get("pre_tokenizer"), path)
         self._growth = growth(tree.get("normalizer"), path)
-        self._tree = tree
-        # Padding and truncation are the caller's business, and a bos token is put in by Text.
-        self._tokenizer = self._build(
-            tree | {"truncation": None, "padding": None, "post_processor": None}
-        )
-        self._rest = None
+        # The library reads what was checked, character for character: no key is there twice.
+        self._tokenizer = self._build(file.text_with(_LEFT_OUT))
+        self._rest, self._rest_text = self._tokenizer, _without_prefix(file)
         self._lock = (
             threading.Lock()
         )  # whether special tokens are seen is state of the library's object
@@ -53,7 +53,7 @@ class JsonTokenizer:
         self._special_ids: dict[int, Special] = {}
         self.specials = self._read_specials(tree, config)
         self._special_ids = {s.id: s for s in self.specials}
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        vocabulary = self._named_tokens(tree)
         ids = set(vocabulary.values())
         if len(ids) != len(vocabulary):
             raise ModelFormatError(f"{path}: two tokens share an id")
@@ -62,23 +62,32 @@ class JsonTokenizer:
             raise ModelFormatError(
                 f"{path}: {len(vocabulary)} tokens, but ids up to {self.size - 1}"
             )
-        self.longest = max(len(t.encode()) for t in vocabulary)
+        self.longest = max(map(len, map(str.encode, vocabulary)))
         if self.longest > MAX_TOKEN_BYTES:
             raise ModelFormatError(f"{path}: a token of {self.longest} bytes")
         self.adds_bos = self._finds_bos(tree, config)
         self._alphabet = byte_alphabet()
         self._bytes: dict[int, bytes] = {}
 
-    def _build(self, tree: dict[str, Any]):
+    def _build(self, text: str):
         from tokenizers import Tokenizer
 
         try:
-            return Tokenizer.from_str(json.dumps(tree))
+            return Tokenizer.from_str(text)
         except BaseException as error:
             # The library reports some bad files by a panic, which is no Exception.
             if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
                 raise
             raise ModelFormatError(f"{self._path}: {str(error)[:300]}") from None
+
+    def _named_tokens(self, tree: dict[str, Any]) -> dict[str, int]:
+        """All tokens and their ids, as the library has read them: of the file where it names each, since
+        the library would make them all anew."""
+        named = tree["model"].get("vocab")
+        known = self._tokenizer.get_vocab_size(with_added_tokens=False)
+        if not isinstance(named, dict) or len(named) != known:
+            return self._tokenizer.get_vocab(with_added_tokens=True)
+        return named | {s.content: s.id for s in self.specials}
 
     def _decoder_style(self, decoder: Any) -> str:
         kinds = [d["type"] for d in steps(decoder, "decoder", MAX_STEPS, self._path)]
@@ -143,7 +152,7 @@ class JsonTokenizer:
         check_growth(text, self._growth, self._path)
         try:
             with self._lock:
-                tokenizer = self._tokenizer if first else self._without_prefix()
+                tokenizer = self._tokenizer if first else self._later()
                 tokenizer.encode_special_tokens = not special
                 return tokenizer.encode(text, add_special_tokens=False).ids
         except BaseException as error:
@@ -153,15 +162,10 @@ class JsonTokenizer:
                 f"{self._path}: the tokenizer cannot read this text: {str(error)[:200]}"
             ) from None
 
-    def _without_prefix(self):
+    def _later(self):
         """The tokenizer for text that does not come first: no space is put before it."""
-        if self._rest is None:
-            text = json.dumps(
-                self._tree | {"truncation": None, "padding": None, "post_processor": None}
-            )
-            self._rest = self._build(
-                json.loads(text.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"'))
-            )
+        if self._rest_text is not None:
+            self._rest, self._rest_text = self._build(self._rest_text), None
         return self._rest
 
     def token_id(self, content: str) -> int | None:
@@ -191,6 +195,13 @@ class JsonTokenizer:
             None if self._tokenizer.id_to_token(i) is None else self.token_bytes(i)
             for i in range(self.size)
         ]
+
+
+def _without_prefix(file: JsonFile) -> str | None:
+    """The text of a tokenizer that puts no space before the first word; None where none does."""
+    cut = json.dumps(file.value.get("pre_tokenizer"))
+    uncut = cut.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
+    return None if uncut == cut else file.text_with(_LEFT_OUT | {"pre_tokenizer": uncut})
 
 
 def _check_count(tree: dict[str, Any], path: Path) -> None:

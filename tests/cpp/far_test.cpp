@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <tuple>
 
 #include "api/load.h"
 #include "api/plan.h"
@@ -85,12 +86,18 @@ TEST(FarBackend, RefusesPointersThatAreNotItsOwn) {
   const Tensor table{memory, DType::bf16, 4, 2}, out{memory, DType::f32, 1, 2};
   const auto* token = static_cast<const int32_t*>(memory);
   backend.embed({live, token, table, out});
-  EXPECT_EQ(code_of([&] { backend.embed({{host.data(), nullptr, 1}, token, table, out}); }),
+  EXPECT_EQ(code_of([&] {
+              backend.embed({{host.data(), nullptr, 1}, token, table, out});
+            }),
             Code::internal);
   EXPECT_EQ(code_of([&] { backend.embed({live, host.data(), table, out}); }), Code::internal);
-  EXPECT_EQ(code_of([&] { backend.embed({live, token, {host.data(), DType::bf16, 4, 2}, out}); }),
+  EXPECT_EQ(code_of([&] {
+              backend.embed({live, token, {host.data(), DType::bf16, 4, 2}, out});
+            }),
             Code::internal);
-  EXPECT_EQ(code_of([&] { backend.embed({live, token, table, {host.data(), DType::f32, 1, 2}}); }),
+  EXPECT_EQ(code_of([&] {
+              backend.embed({live, token, table, {host.data(), DType::f32, 1, 2}});
+            }),
             Code::internal);
   backend.wait();
   backend.release(memory, 256);
@@ -234,6 +241,40 @@ TEST_P(HierarchyTest, SpeaksAsItsBackendDoesWithoutLevels) {
 
 INSTANTIATE_TEST_SUITE_P(All, HierarchyTest, ::testing::ValuesIn(near_and_far()),
                          [](const auto& info) { return info.param.name(); });
+
+TEST_P(FarTest, ALayerIsFiveOperatorsInEveryMode) {
+  for (const Cell& cell : replay_cells()) {
+    SCOPED_TRACE(cell.name());
+    int64_t recorded[2];
+    for (const int more : {0, 1}) {
+      Cell c = cell;
+      c.spec.layers += more;
+      FarBackend far(GetParam(), 1);
+      RigOptions o;
+      o.act = c.act;
+      Rig rig(far, load_cell(far, c, 512), o);
+      recorded[more] = far.counters().recorded;
+      // All recordings hold the layers but five: expand, a block of nodes, what ends a wide round,
+      // and the two that go on with a chain.
+      if (more) {
+        EXPECT_EQ(recorded[1] - recorded[0], 5 * (rig.verifier->recordings() - 5));
+      }
+    }
+  }
+}
+
+TEST_P(FarTest, RecordingsAddUp) {
+  TinySpec spec;
+  for (const auto& [sequences, nodes, most] : {std::tuple{1, 64, 30}, {8, 201, 50}, {32, 64, 50}}) {
+    FarBackend far(GetParam(), 1);
+    const Cell cell{spec};
+    RigOptions o;
+    o.sequences = sequences, o.tree_capacity = nodes, o.context = 32, o.block = 128;
+    Rig rig(far, load_cell(far, cell, 32), o);
+    EXPECT_EQ(far.counters().recordings, rig.verifier->recordings());
+    EXPECT_LT(rig.verifier->recordings(), most) << sequences << " x " << nodes;
+  }
+}
 
 TEST_P(FarTest, ARoundIsOneUploadOneWaitAndOneSmallRead) {
   for (const Ladder& ladder : kLadders) {

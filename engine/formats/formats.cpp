@@ -1,4 +1,4 @@
-// The registry of formats and fast kernels, from the lists that CMake writes of the folders found.
+// The registry of formats, from the list that CMake writes of the folders found.
 #include "generated/formats.h"
 #include "core/error.h"
 #include "formats/linear.h"
@@ -10,12 +10,6 @@ namespace format {
 #define SL_DECLARE_FORMAT(name) extern const WeightFormat name;
 SL_EACH_FORMAT(SL_DECLARE_FORMAT)
 }  // namespace format
-
-#define SL_DECLARE_KERNELS(space, format)      \
-  namespace space {                            \
-  extern const LinearKernels format##_kernels; \
-  }
-SL_EACH_FAST_PATH(SL_DECLARE_KERNELS)
 
 namespace {
 
@@ -32,18 +26,6 @@ std::span<const WeightFormat* const> formats() {
 #define SL_ADDRESS_OF(name) &format::name,
   static constexpr const WeightFormat* kAll[] = {SL_EACH_FORMAT(SL_ADDRESS_OF)};
   return kAll;
-}
-
-std::span<const LinearKernel> linear_kernels() {
-  static const std::vector<LinearKernel> all = [] {
-    std::vector<LinearKernel> out;
-#define SL_ADD_KERNELS(space, format)                  \
-  out.insert(out.end(), space::format##_kernels.first, \
-             space::format##_kernels.first + space::format##_kernels.count);
-    SL_EACH_FAST_PATH(SL_ADD_KERNELS)
-    return out;
-  }();
-  return all;
 }
 
 const WeightFormat& format_named(const std::string& name) {

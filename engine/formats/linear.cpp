@@ -4,11 +4,13 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "core/round_up.h"
 
 namespace stepladder {
 namespace {
 
-size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+/// Pieces of a weight begin on 64-byte borders.
+size_t padded(size_t bytes) { return round_up<size_t>(bytes, 64); }
 
 const LinearKernel* find_kernel(std::span<const LinearKernel> kernels, const Backend& backend,
                                 const FormatDesc& desc, ActMode mode, int n, int k) {

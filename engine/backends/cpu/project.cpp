@@ -1,6 +1,7 @@
 // A projection on the CPU: the kernels it is composed of run one after the other, over pieces of
 // the operator's workspace.
 #include <algorithm>
+#include <cstdint>
 
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/share_out.h"
@@ -47,7 +48,7 @@ size_t CpuBackend::workspace_bytes(const ProjectArgs& a) const { return Between(
 
 void CpuBackend::project(const ProjectArgs& a) {
   if (live_rows(a.live) == 0) return;
-  Between between(a, Arena(a.workspace, workspace_bytes(a)));
+  Between between(a, Arena(a.workspace, SIZE_MAX));
   if (a.input.norm)
     rms_norm({a.live, a.input.x, a.input.pick, a.input.norm, a.input.eps, between.x});
   if (a.weight.mode.act == Act::a8) quantize(between.x8);

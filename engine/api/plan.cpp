@@ -8,7 +8,6 @@
 #include "api/stream.h"
 #include "core/error.h"
 #include "core/host_memory.h"
-#include "core/round_up.h"
 #include "core/thread_pool.h"
 #include "io/vocabulary.h"
 #include "model/kv_cache.h"
@@ -173,12 +172,9 @@ LoadPlan make_plan(const std::string& directory, const Options& options) {
 
 KVSpec cache_spec(const LoadPlan& plan, int k) {
   const Source& s = plan.sources[plan.levels[k].source];
-  const ModelConfig& c = s.config;
-  KVSpec spec{c.layers,           c.kv_heads,     c.head_dim, round_up(s.context, kAttentionStep),
-              plan.tree_capacity, plan.sequences, c.dtype};
   const bool read = plan.leaf && plan.leaf->kind->features && plan.levels.back().cache_of == k;
-  if (read) spec.features = plan.leaf->kind->features(plan.leaf->setup);
-  return spec;
+  return kv_spec(s.config, s.context, plan.tree_capacity, plan.sequences,
+                 read ? plan.leaf->kind->features(plan.leaf->setup) : FeatureSpec{});
 }
 
 VerifierOptions verifier_options(const LoadPlan& plan, const Backend& backend, int k, Act act) {

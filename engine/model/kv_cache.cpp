@@ -2,11 +2,20 @@
 
 #include <algorithm>
 
+#include "core/round_up.h"
+
 namespace stepladder {
 
-Buffer allocate_buffer(Backend& backend, size_t bytes) {
-  void* memory = backend.allocate(bytes);
-  return Buffer(memory, bytes, [&backend](void* p, size_t n) { backend.release(p, n); });
+KVSpec kv_spec(const ModelConfig& c, int context, int scratch, int sequences,
+               const FeatureSpec& features) {
+  return {.layers = c.layers,
+          .kv_heads = c.kv_heads,
+          .head_dim = c.head_dim,
+          .positions = round_up(context, kAttentionStep),
+          .scratch = scratch,
+          .sequences = sequences,
+          .dtype = c.dtype,
+          .features = features};
 }
 
 KVCache::KVCache(Backend& backend, const KVSpec& spec)

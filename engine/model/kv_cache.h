@@ -6,8 +6,8 @@
 #include <span>
 #include <vector>
 
-#include "backends/backend.h"
-#include "core/arena.h"
+#include "backends/memory.h"
+#include "model/config.h"
 
 namespace stepladder {
 
@@ -46,7 +46,8 @@ class KVCache {
   std::vector<std::vector<Entry>> slots_;
 };
 
-/// Memory from a backend that goes back to it; the backend must outlive the buffer.
-Buffer allocate_buffer(Backend&, size_t bytes);
+/// The cache of a model for `context` tokens a sequence and trees of `scratch` nodes.
+KVSpec kv_spec(const ModelConfig&, int context, int scratch, int sequences,
+               const FeatureSpec& features = {});
 
 }  // namespace stepladder

@@ -6,6 +6,7 @@
 #include <deque>
 #include <mutex>
 
+#include "backends/memory.h"
 #include "core/round_up.h"
 #include "core/units.h"
 #include "model/weights.h"
@@ -83,7 +84,7 @@ class ModelLoader {
     plan(model.head_, *head_, cast.head, false);
     size_t total = 0;
     for (const auto& [linear, matrix] : copies_) total += round_up<size_t>(linear->bytes(), 64);
-    model.memory_ = allocate(total);
+    model.memory_ = allocate_buffer(backend_, total);
     for (const auto& [linear, matrix] : copies_) {
       std::byte* const memory = model.memory_.data() + at;
       linear->place(memory);
@@ -116,11 +117,6 @@ class ModelLoader {
   }
 
  private:
-  Buffer allocate(size_t bytes) {
-    return {backend_.allocate(bytes), bytes,
-            [backend = &backend_](void* p, size_t n) { backend->release(p, n); }};
-  }
-
   // ---- the plan ----------------------------------------------------------------------------
 
   void open_layers() {
@@ -219,7 +215,7 @@ class ModelLoader {
     embedding_->name = names_.embedding, embedding_->n = c_.vocab, embedding_->k = c_.width;
     embedding_->parts.push_back(
         open_dense(checkpoint_, embedding_->name + ".weight", c_.vocab, c_.width, c_.dtype));
-    model.shared_memory_ = allocate(total);
+    model.shared_memory_ = allocate_buffer(backend_, total);
     Arena arena(model.shared_memory_.data(), total);
     model.embedding_ = arena.take_tensor(c_.dtype, c_.vocab, c_.width);
     Copy copy;

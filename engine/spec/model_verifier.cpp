@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <chrono>
 
-#include "core/round_up.h"
-
 namespace stepladder {
 namespace {
 
@@ -25,19 +23,6 @@ std::optional<double> measured(const Backend& backend, Clock::time_point started
 }
 
 }  // namespace
-
-std::shared_ptr<KVCache> make_cache(Backend& backend, const Model& model, int context,
-                                    int tree_capacity, int sequences, const FeatureSpec& features) {
-  const ModelConfig& c = model.config();
-  return std::make_shared<KVCache>(backend, KVSpec{.layers = c.layers,
-                                                   .kv_heads = c.kv_heads,
-                                                   .head_dim = c.head_dim,
-                                                   .positions = round_up(context, kAttentionStep),
-                                                   .scratch = tree_capacity,
-                                                   .sequences = sequences,
-                                                   .dtype = c.dtype,
-                                                   .features = features});
-}
 
 /// What lies in backend memory beside the cache and the rules.
 struct ModelVerifier::Memory {

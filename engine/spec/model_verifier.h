@@ -34,10 +34,6 @@ struct VerifierNeed {
 VerifierNeed verifier_need(const Backend&, const ModelConfig&, int sequences,
                            const VerifierOptions&);
 
-/// A cache for `model` that verifiers with these options can share; its entries carry `features`.
-std::shared_ptr<KVCache> make_cache(Backend&, const Model&, int context, int tree_capacity,
-                                    int sequences, const FeatureSpec& features = {});
-
 class ModelVerifier final : public Verifier, private RoundBody {
  public:
   ModelVerifier(Backend&, std::shared_ptr<const Model>, std::shared_ptr<KVCache>,

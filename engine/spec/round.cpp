@@ -4,7 +4,7 @@
 #include <tuple>
 #include <utility>
 
-#include "backends/tables.h"
+#include "backends/memory.h"
 #include "core/error.h"
 #include "core/round_up.h"
 

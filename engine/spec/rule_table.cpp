@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "backends/memory.h"
+
 namespace stepladder {
 
 /// Returns where tokens are staged.
@@ -22,8 +24,7 @@ size_t RuleTable::bytes(int sequences, int vocab, int context) {
 RuleTable::RuleTable(Backend& backend, int sequences, int vocab, int context)
     : backend_(backend), context_(context), bias_(vocab) {
   const size_t size = bytes(sequences, vocab, context);
-  memory_ = Buffer(backend.allocate(size), size,
-                   [&backend](void* p, size_t n) { backend.release(p, n); });
+  memory_ = allocate_buffer(backend, size);
   Arena arena(memory_.data(), size);
   staging_ = lay_out(view_, arena, sequences, vocab, context);
 }

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "backends/cpu/cpu_backend.h"
-#include "backends/tables.h"
+#include "backends/memory.h"
 
 namespace stepladder::test {
 

@@ -13,7 +13,7 @@
 #include <span>
 #include <vector>
 
-#include "backends/tables.h"
+#include "backends/memory.h"
 #include "model/kv_cache.h"
 #include "model/transformer.h"
 #include "support/backends.h"

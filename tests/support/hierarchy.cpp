@@ -25,8 +25,9 @@ Hierarchy::Hierarchy(Backend& backend, const TinySpec& target, const std::string
   ModelOptions options;
   options.also_a8 = switches, options.positions = (context + 31) / 32 * 32;
   model_ = std::make_shared<Model>(backend_, checkpoint, config, options);
-  cache_ =
-      make_cache(backend_, *model_, context_, options_.capacity, sequences_, options_.features);
+  cache_ = std::make_shared<KVCache>(
+      backend_,
+      kv_spec(model_->config(), context_, options_.capacity, sequences_, options_.features));
   rules_ = std::make_shared<RuleTable>(backend_, sequences_, config.vocab, context_);
   auto own = verifier(model_, cache_, model_->default_act());
   auto inner = below(specs, cache_);
@@ -79,8 +80,9 @@ std::unique_ptr<Drafter> Hierarchy::below(std::span<const LevelSpec> specs,
     model = std::make_shared<Model>(backend_, checkpoint, read_config(checkpoint), options, model_);
     act = model->default_act();
     if (!spec.shared_cache)
-      cache =
-          make_cache(backend_, *model, context_, options_.capacity, sequences_, options_.features);
+      cache = std::make_shared<KVCache>(
+          backend_,
+          kv_spec(model->config(), context_, options_.capacity, sequences_, options_.features));
   }
   auto own = verifier(model, cache, act);
   auto inner = below(specs.subspan(1), cache);

@@ -58,7 +58,8 @@ Rig::Rig(Backend& b, std::shared_ptr<const Model> m, const RigOptions& o,
          std::shared_ptr<KVCache> shared)
     : backend(b), model(std::move(m)), cache(std::move(shared)) {
   if (!cache)
-    cache = make_cache(backend, *model, o.context, o.tree_capacity, o.sequences, o.features);
+    cache = std::make_shared<KVCache>(
+        backend, kv_spec(model->config(), o.context, o.tree_capacity, o.sequences, o.features));
   const int vocab = model->config().vocab;
   rules = std::make_shared<RuleTable>(backend, o.sequences, vocab, o.context);
   VerifierOptions options;

@@ -1,4 +1,4 @@
-// The arrays of a round's tables, taken from an arena over backend memory.
+// Memory of a backend: buffers that go back to it, and the arrays of a round's tables.
 #pragma once
 
 #include "backends/backend.h"
@@ -6,6 +6,13 @@
 
 namespace stepladder {
 
+/// Memory from a backend that goes back to it; the backend must outlive the buffer.
+inline Buffer allocate_buffer(Backend& backend, size_t bytes) {
+  void* const memory = backend.allocate(bytes);
+  return Buffer(memory, bytes, [&backend](void* p, size_t n) { backend.release(p, n); });
+}
+
+/// Taken from an arena over backend memory.
 inline Rows take_rows(Arena& arena, int capacity, int depth, int sequences) {
   const auto ints = [&](int n) { return arena.take_array<int32_t>(n); };
   return {.capacity = capacity,

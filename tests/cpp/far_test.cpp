@@ -86,18 +86,12 @@ TEST(FarBackend, RefusesPointersThatAreNotItsOwn) {
   const Tensor table{memory, DType::bf16, 4, 2}, out{memory, DType::f32, 1, 2};
   const auto* token = static_cast<const int32_t*>(memory);
   backend.embed({live, token, table, out});
-  EXPECT_EQ(code_of([&] {
-              backend.embed({{host.data(), nullptr, 1}, token, table, out});
-            }),
+  EXPECT_EQ(code_of([&] { backend.embed({{host.data(), nullptr, 1}, token, table, out}); }),
             Code::internal);
   EXPECT_EQ(code_of([&] { backend.embed({live, host.data(), table, out}); }), Code::internal);
-  EXPECT_EQ(code_of([&] {
-              backend.embed({live, token, {host.data(), DType::bf16, 4, 2}, out});
-            }),
+  EXPECT_EQ(code_of([&] { backend.embed({live, token, {host.data(), DType::bf16, 4, 2}, out}); }),
             Code::internal);
-  EXPECT_EQ(code_of([&] {
-              backend.embed({live, token, table, {host.data(), DType::f32, 1, 2}});
-            }),
+  EXPECT_EQ(code_of([&] { backend.embed({live, token, table, {host.data(), DType::f32, 1, 2}}); }),
             Code::internal);
   backend.wait();
   backend.release(memory, 256);

@@ -27,6 +27,8 @@ const char* name_of(Code code) {
       return "cancelled";
     case Code::internal:
       return "internal";
+    case Code::device:
+      return "device";
   }
   return "internal";
 }

@@ -55,6 +55,8 @@ sl_status status_of(Code code) noexcept {
       return SL_CANCELLED;
     case Code::internal:
       return SL_INTERNAL;
+    case Code::device:
+      return SL_DEVICE;
   }
   return SL_INTERNAL;
 }
@@ -236,6 +238,8 @@ const char* sl_status_string(sl_status status) {
       return "cancelled";
     case SL_INTERNAL:
       return "internal error";
+    case SL_DEVICE:
+      return "device failed";
   }
   return "unknown status";
 }
@@ -277,7 +281,7 @@ sl_status sl_model_open(const char* directory, const sl_model_params* params, sl
     options.draft = parse_draft(text(p.draft));
     options.context = p.context, options.max_sequences = p.max_sequences,
     options.threads = p.threads;
-    options.device = text(p.device, "cpu"), options.isa = text(p.isa), options.head = text(p.head);
+    options.device = text(p.device, "auto"), options.isa = text(p.isa), options.head = text(p.head);
     if (p.progress)
       options.progress = [&p](size_t done, size_t total) {
         return p.progress(done, total, p.progress_user) == 0;

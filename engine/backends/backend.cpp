@@ -31,12 +31,12 @@ std::string what_there_is() {
   return there + " (or auto)" + (not_there.empty() ? "" : "; not available: " + not_there);
 }
 
-const BackendEntry* find(const std::string& name) {
+const BackendEntry* find(const std::string& name, bool with_isas) {
   static const std::vector<BackendEntry> all = backend_entries();
   const BackendEntry* found = nullptr;
   for (const BackendEntry& e : all) {
     if (name == e.name) return &e;
-    if (name == "auto" && missing(e).empty() &&
+    if (name == "auto" && missing(e).empty() && (e.kind->has_isas || !with_isas) &&
         (!found || e.kind->preference > found->kind->preference))
       found = &e;
   }
@@ -54,7 +54,7 @@ std::vector<BackendEntry> backend_entries() {
 std::unique_ptr<Backend> open_backend(const BackendOptions& options) {
   const std::string& device = options.device;
   const size_t colon = device.find(':');
-  const BackendEntry* entry = find(device.substr(0, colon));
+  const BackendEntry* entry = find(device.substr(0, colon), !options.isa.empty());
   int index = 0;
   bool well = entry && missing(*entry).empty();
   if (well && colon != std::string::npos) {

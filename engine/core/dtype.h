@@ -1,5 +1,6 @@
 // Number types and their conversions. The conversions are force-inlined with internal linkage so
-// that a translation unit compiled for one instruction set never lends its copy to another.
+// that a translation unit compiled for one instruction set never lends its copy to another; a
+// device's compiler makes them for both sides.
 #pragma once
 
 #include <bit>
@@ -8,7 +9,11 @@
 #include <cstring>
 #include <string_view>
 
+#ifdef __CUDACC__
+#define SL_INLINE __host__ __device__ [[gnu::always_inline]] static inline
+#else
 #define SL_INLINE [[gnu::always_inline]] static inline
+#endif
 
 namespace stepladder {
 

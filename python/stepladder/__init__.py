@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._core import __version__, backends, drafters
 from .base.errors import (
     CancelledError,
+    DeviceError,
     Error,
     FileError,
     InternalError,
@@ -37,6 +38,7 @@ __all__ = [
     "CancelledError",
     "Cast",
     "Chat",
+    "DeviceError",
     "Draft",
     "Drafter",
     "Error",

@@ -43,19 +43,18 @@ inline std::string cell_name(const ::testing::TestParamInfo<Cell>& info) {
 }
 
 /// A backend and what was allocated in it.
-class Machine {
+template <class B>
+class MachineOf {
  public:
-  Machine(const std::string& isa, int threads)
-      : backend_(std::make_unique<CpuBackend>(isa, threads)) {}
-  explicit Machine(const Cell& c) : Machine(c.isa, c.threads) {}
-  ~Machine() {
+  explicit MachineOf(std::unique_ptr<B> backend) : backend_(std::move(backend)) {}
+  ~MachineOf() {
     for (auto& [memory, bytes] : blocks_) backend_->release(memory, bytes);
   }
-  Machine(const Machine&) = delete;
-  Machine& operator=(const Machine&) = delete;
+  MachineOf(const MachineOf&) = delete;
+  MachineOf& operator=(const MachineOf&) = delete;
 
   Backend& backend() { return *backend_; }
-  CpuBackend* operator->() { return backend_.get(); }
+  B* operator->() { return backend_.get(); }
 
   void* bytes(size_t n) {
     blocks_.emplace_back(backend_->allocate(n), n);
@@ -100,8 +99,15 @@ class Machine {
   Live live(int count, int capacity) { return {put<int32_t>(count), nullptr, capacity}; }
 
  private:
-  std::unique_ptr<CpuBackend> backend_;
+  std::unique_ptr<B> backend_;
   std::vector<std::pair<void*, size_t>> blocks_;
+};
+
+class Machine : public MachineOf<CpuBackend> {
+ public:
+  Machine(const std::string& isa, int threads)
+      : MachineOf(std::make_unique<CpuBackend>(isa, threads)) {}
+  explicit Machine(const Cell& c) : Machine(c.isa, c.threads) {}
 };
 
 inline std::vector<float> normal(std::mt19937& g, size_t n, float sigma = 1.f) {

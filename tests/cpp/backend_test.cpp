@@ -49,6 +49,9 @@ TEST(OpenBackend, AutoIsThePreferredOfThoseThatRun) {
   ASSERT_TRUE(best);
   const std::string name = open_backend({.device = "auto", .threads = 1})->name();
   EXPECT_EQ(name.substr(0, name.find('/')), best->name);
+  // Who asks for an instruction set asks for a backend that has some.
+  EXPECT_EQ(open_backend({.device = "auto", .isa = "portable", .threads = 1})->name(),
+            "cpu/portable");
 }
 
 TEST(Memory, IsAlignedZeroedAndRefusedWithTheNumbers) {

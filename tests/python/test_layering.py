@@ -29,7 +29,8 @@ CLI = re.compile(r"<(CLI/\w+\.hpp|benchmark/benchmark\.h)>")
 PUBLIC = ["stepladder/*.h"]
 CORE = ["core/*.h", *PUBLIC]
 IO = ["io/*.h", *CORE]
-BACKEND = ["backends/backend.h", "backends/memory.h", *CORE]
+INTERFACE = [f"backends/{part}.h" for part in ("tables", "operators", "backend")]
+BACKEND = [*INTERFACE, "backends/memory.h", *CORE]
 MODEL = ["model/*.h", "formats/linear.h", *IO, *BACKEND]
 SPEC = ["spec/*.h", *BACKEND]
 
@@ -38,13 +39,24 @@ LAYERS = [
     ("engine/include/stepladder/*", PUBLIC, [STANDARD]),
     ("engine/core/*", ["core/*.h", "stepladder/error.h"], [STANDARD, MACHINE]),
     ("engine/io/*", IO, [STANDARD, MACHINE, JSON]),
-    ("engine/backends/backend.h", ["core/*.h"], [STANDARD]),
+    ("engine/backends/tables.h", ["core/*.h"], [STANDARD]),
+    ("engine/backends/operators.h", ["backends/tables.h", "core/*.h"], [STANDARD]),
+    ("engine/backends/backend.h", ["backends/operators.h"], [STANDARD]),
+    ("engine/backends/composed.h", ["backends/operators.h"], [STANDARD]),
     ("engine/backends/backend.cpp", ["backends/backend.h", "generated/*.h", *CORE], [STANDARD]),
     ("engine/backends/cpu/*", ["backends/*.h", "generated/*.h", *CORE], [STANDARD, MACHINE]),
-    ("engine/backends/*", ["backends/*.h", "generated/*.h", *CORE], [STANDARD, MACHINE, DEVICE]),
+    (
+        "engine/backends/*",
+        ["backends/*.h", "backends/*.cuh", "generated/*.h", *CORE],
+        [STANDARD, MACHINE, DEVICE],
+    ),
     ("engine/formats/*/cpu.cpp", ["formats/*.h", "backends/*.h", *IO], [STANDARD, MACHINE]),
     ("engine/formats/cpu/*", ["formats/*.h", "backends/*.h", *IO], [STANDARD, MACHINE]),
-    ("engine/formats/*.cu*", ["formats/*.h", "backends/*.h", *IO], [STANDARD, DEVICE]),
+    (
+        "engine/formats/*.cu*",
+        ["formats/*.h", "formats/*.cuh", "backends/*.h", "backends/*.cuh", *IO],
+        [STANDARD, DEVICE],
+    ),
     ("engine/formats/*", ["formats/*.h", "generated/*.h", *IO, *BACKEND], [STANDARD, JSON]),
     ("engine/model/*", MODEL, [STANDARD, JSON]),
     ("engine/spec/model_verifier.*", ["spec/*.h", *MODEL], [STANDARD]),

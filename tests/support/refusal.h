@@ -54,6 +54,8 @@ inline const char* code_name(Code code) {
       return "cancelled";
     case Code::internal:
       return "internal";
+    case Code::device:
+      return "device";
   }
   return "?";
 }

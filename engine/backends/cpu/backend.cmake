@@ -29,6 +29,10 @@ function(sl_for_isa target isa)
   target_compile_definitions(${target} PRIVATE SL_ISA=${isa} SL_ISA_${isa}=1)
   target_compile_options(${target} PRIVATE -O3 -fno-math-errno -fno-trapping-math ${flags})
   target_include_directories(${target} PRIVATE $<TARGET_PROPERTY:sl_json,INTERFACE_INCLUDE_DIRECTORIES>)
+  if(STEPLADDER_SANITIZE)
+    # Sanitizers watch readers and threads; inside kernels they take minutes and see nothing new.
+    target_compile_options(${target} PRIVATE -fno-sanitize=all)
+  endif()
 endfunction()
 
 function(sl_cpu_objects layer out)

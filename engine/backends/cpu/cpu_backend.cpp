@@ -7,6 +7,7 @@
 #include "backends/cpu/kv_layout.h"
 #include "backends/cpu/memory.h"
 #include "backends/cpu/share_out.h"
+#include "backends/memory.h"
 #include "core/error.h"
 #include "core/host_memory.h"
 
@@ -26,23 +27,7 @@ class Closure final : public Recording {
 };
 
 void check_kv(const KVSpec& s) {
-  check(s.layers > 0 && s.kv_heads > 0 && s.sequences > 0 && s.scratch >= 0 && s.positions > 0,
-        Code::invalid_argument, "kv cache: layers=", s.layers, " kv_heads=", s.kv_heads,
-        " sequences=", s.sequences, " scratch=", s.scratch, " positions=", s.positions,
-        ": all must be positive");
-  check(s.positions % kAttentionStep == 0, Code::invalid_argument,
-        "kv cache: positions=", s.positions, " is not a multiple of ", kAttentionStep);
-  check(s.head_dim > 0 && s.head_dim % 2 == 0 && s.head_dim <= kMaxHeadDim, Code::unsupported,
-        "kv cache: head_dim=", s.head_dim, "; the CPU backend takes even ones up to ", kMaxHeadDim);
-  check(s.scratch <= kMaxScratch, Code::unsupported, "kv cache: a tree of ", s.scratch,
-        " nodes; the CPU backend takes up to ", kMaxScratch);
-  check(s.dtype == DType::bf16 || s.dtype == DType::f16, Code::unsupported, "kv cache: dtype ",
-        stepladder::name(s.dtype), "; the CPU backend keeps bf16 or f16");
-  const FeatureSpec& f = s.features;
-  check(
-      f.count >= 0 && f.count <= static_cast<int>(f.layer.size()) && (f.count == 0 || f.width > 0),
-      Code::invalid_argument, "kv cache: ", f.count, " feature rows of width ", f.width,
-      " an entry; there can be 0 to ", f.layer.size());
+  check_kv_shape(s, {.backend = "CPU", .head_dim = kMaxHeadDim, .scratch = kMaxScratch});
 }
 
 std::string missing() { return ""; }
@@ -54,7 +39,7 @@ std::unique_ptr<Backend> open(int, const BackendOptions& options) {
 }  // namespace
 
 namespace backend {
-extern const BackendKind cpu{0, missing, devices, open};
+extern const BackendKind cpu{0, true, missing, devices, open};
 }  // namespace backend
 
 CpuBackend::CpuBackend(const std::string& isa, int threads)

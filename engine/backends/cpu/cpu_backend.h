@@ -10,7 +10,7 @@
 
 namespace stepladder {
 
-class CpuBackend : public Backend {
+class CpuBackend : public Backend, public ProjectSteps {
  public:
   /// isa "": the best the machine has. Throws Error(unsupported) naming what there is.
   CpuBackend(const std::string& isa, int threads);
@@ -49,11 +49,11 @@ class CpuBackend : public Backend {
   void count(const CountArgs&) override;
 
   // What project() is composed of, in this order.
-  virtual void rms_norm(const RmsNormArgs&);
-  virtual void quantize(const QuantizeArgs&);
-  virtual void linear(const LinearArgs&);
-  virtual void rope_append(const RopeAppendArgs&);
-  virtual void gated_act(const GatedActArgs&);
+  void rms_norm(const RmsNormArgs&) override;
+  void quantize(const QuantizeArgs&) override;
+  void linear(const LinearArgs&) override;
+  void rope_append(const RopeAppendArgs&) override;
+  void gated_act(const GatedActArgs&) override;
 
  private:
   const CpuKernels& kernels_;

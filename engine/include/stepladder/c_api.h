@@ -44,7 +44,8 @@ typedef enum sl_status {
   SL_VOCAB_MISMATCH = 6,   /* draft and target do not speak the same tokens */
   SL_OUT_OF_MEMORY = 7,
   SL_CANCELLED = 8, /* loading was stopped by its progress callback */
-  SL_INTERNAL = 9
+  SL_INTERNAL = 9,
+  SL_DEVICE = 10 /* a device failed or was lost, and what it held with it */
 } sl_status;
 
 typedef enum sl_finish {
@@ -87,7 +88,7 @@ typedef struct sl_model_params {
   int32_t context;       /* tokens a sequence may hold; 0 = the model's own, at most 8192 */
   int32_t max_sequences; /* served side by side; further requests queue */
   int32_t threads;       /* 0 = the machine's cores */
-  const char* device;    /* "auto", "cpu", "cuda:1"; null = "cpu" */
+  const char* device;    /* "auto", "cpu", "cuda:1"; null = "auto" */
   const char* isa;       /* cpu: null = the best there is */
   const char* head;      /* the target's lm_head format; null = as stored */
   sl_progress_fn progress;

@@ -1,13 +1,10 @@
 // The public C++ API: load a model with any list of draft levels, submit token prompts, take
 // tokens. Text never enters here: tokenization, templates and stop strings belong to the caller.
 //
-//   Options options{.draft = parse_draft("cast:int8,lookup")};
-//
-//   auto engine = Engine::load("models/SmolLM2", options);
-//
-//   auto stream = engine->submit({.prompt = {1, 2, 3}, .max_tokens = 64});
-//
-//   for (Chunk chunk; stream->next(chunk);) use(chunk.tokens);
+//     Options options{.draft = parse_draft("cast:int8,lookup")};
+//     auto engine = Engine::load("models/SmolLM2", options);
+//     auto stream = engine->submit({.prompt = {1, 2, 3}, .max_tokens = 64});
+//     for (Chunk chunk; stream->next(chunk);) use(chunk.tokens);
 #pragma once
 
 #include <cstdint>
@@ -68,9 +65,9 @@ struct Options {
   int context = 0;        // tokens a sequence may hold; 0 = the model's own, at most 8192
   int max_sequences = 1;  // served side by side; further requests queue; unread streams make way
   int threads = 0;        // 0 = the machine's cores
-  std::string device = "cpu";  // "auto", or one that backends() names: "cpu", "cuda:1"
-  std::string isa;             // cpu: "" = best; "portable", "avx2", "avx512"
-  std::string head;            // the target's lm_head format; "" = as stored
+  std::string device = "auto";  // or one that backends() names: "cpu", "cuda:1"
+  std::string isa;              // cpu: "" = best; "portable", "avx2", "avx512"
+  std::string head;             // the target's lm_head format; "" = as stored
   /// Called while loading with done and total bytes; returning false aborts with Error(cancelled).
   std::function<bool(size_t done, size_t total)> progress;
 };

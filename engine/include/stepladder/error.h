@@ -16,6 +16,7 @@ enum class Code {
   out_of_memory,     // does not fit; the message has the numbers
   cancelled,         // stopped by the caller
   internal,          // a bug of ours
+  device,            // a device failed or was lost, and what it held with it
 };
 
 class Error : public std::runtime_error {

@@ -37,6 +37,10 @@ class InternalError(Error, RuntimeError):
     """A bug of Stepladder's."""
 
 
+class DeviceError(Error, RuntimeError):
+    """A device failed or was lost, and what it held with it: load the model again."""
+
+
 # The codes of the C++ API by name; the bindings look the class up here.
 BY_CODE = {
     "invalid_argument": InvalidArgumentError,
@@ -47,6 +51,7 @@ BY_CODE = {
     "out_of_memory": OutOfMemoryError,
     "cancelled": CancelledError,
     "internal": InternalError,
+    "device": DeviceError,
 }
 
 # Tracebacks name them as callers do.

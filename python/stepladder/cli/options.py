@@ -158,7 +158,7 @@ def _add_load(sub: argparse.ArgumentParser, many: str | None = None) -> None:
         "--threads", type=int, metavar="N", help="that compute (the cores there are)"
     )
     devices = ", ".join(d for backend in backends() for d in backend.devices)
-    group.add_argument("--device", default="cpu", help=f"where to compute: auto, {devices} (cpu)")
+    group.add_argument("--device", default="auto", help=f"where to compute: auto, {devices} (auto)")
     group.add_argument("--isa", metavar="NAME", help="portable, avx2 or avx512 (the best there is)")
     group.add_argument("--head", metavar="FORMAT", help="the output matrix's format (as stored)")
 

@@ -29,7 +29,7 @@ def load(
     context: int | None = None,
     max_sequences: int = 1,
     threads: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     isa: str | None = None,
     head: str | None = None,
     progress: bool | Callable[[int, int], Any] | None = None,

@@ -14,7 +14,7 @@ MODEL  := models/SmolLM2-135M-Instruct
 SUITES ?=
 # What the package is made of: any of it changing means another install.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find engine bindings python third_party bench \
-  -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.py' -o -name '*.cmake' -o -name '*.in' -o -name CMakeLists.txt \))
+  -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.c' -o -name '*.py' -o -name '*.cmake' -o -name '*.in' -o -name CMakeLists.txt \))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -28,7 +28,7 @@ const char* const kUsage =
     "  --tokens N            tokens to generate for each prompt (128)\n"
     "  --ignore-eos          go on past end tokens (always for made-up prompts)\n"
     "  --temperature X --top-p X --min-p X --top-k N --seed N --repetition-penalty X\n"
-    "  --threads N --isa NAME --head FORMAT --context N\n"
+    "  --device NAME --threads N --isa NAME --head FORMAT --context N\n"
     "  --rows LIST           tree sizes to time (1,2,4,8,16); \"\" = none\n"
     "  --sequences LIST      streams at once (1,4); \"\" = none\n"
     "  --pp N                prompt length to time (512); 0 = none\n"
@@ -102,6 +102,7 @@ Settings read_settings(int argc, char** argv) {
           {"--repetition-penalty",
            [&](auto& o, auto& v) { s.sampling.repetition_penalty = number<float>(o, v); }},
           {"--threads", [&](auto& o, auto& v) { s.threads = number<int>(o, v); }},
+          {"--device", [&](auto&, auto& v) { s.device = v; }},
           {"--isa", [&](auto&, auto& v) { s.isa = v; }},
           {"--head", [&](auto&, auto& v) { s.head = v; }},
           {"--context", [&](auto& o, auto& v) { s.context = number<int>(o, v); }},

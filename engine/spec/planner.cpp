@@ -122,6 +122,16 @@ Planner::Wish Planner::best(int slot, int drafter, const Round& round, int depth
   return out;
 }
 
+float Planner::hope(int drafter, const Round& round, int depth) const {
+  const float each = price(drafter, round);
+  float out = 1;
+  for (int n = 1; n <= depth; ++n) {
+    const auto guesses = static_cast<float>(n);
+    out = std::max(out, (1 + guesses) / (1 + round.rows[n] + each * guesses));
+  }
+  return out;
+}
+
 Planner::Plan Planner::plan(int slot, const Round& round, std::span<const Offer> offers) {
   const int n = static_cast<int>(drafters_.size());
   if (round.depth < 1) return {};
@@ -155,6 +165,17 @@ Planner::Plan Planner::plan(int slot, const Round& round, std::span<const Offer>
     return Plan{j, w.depth, w.nodes};
   };
   std::array<float, kMaxDrafters> rates{};
+  // What the others bring that are not on trial. One that could not bring that if all it guessed
+  // were right needs no trial, or no more of one than a round that says its price.
+  float proven = std::max(rate, told_rate);
+  for (int j = 0; j < n; ++j)
+    if (may(j) && drafters_[j].asked && at(slot, j).trial == 0)
+      proven = std::max(proven, best(slot, j, round, depth_of(j)).rate);
+  for (int j = 0; j < n; ++j) {
+    Record& r = at(slot, j);
+    if (!may(j) || !r.asked || (r.trial == 0 ? r.tried > 0 : r.trial == kTrialRounds)) continue;
+    if (hope(j, round, depth_of(j)) < proven) r.trial = 0, r.tried = kLongestTrial;
+  }
   float to_beat = rate;
   for (int j = 0; j < n; ++j) {
     if (!may(j)) continue;

@@ -50,7 +50,7 @@ struct DrafterTraits {
 /// A drafter that seems not to pay, or to pay less than another, gets a trial of a few rounds, in
 /// which its price is learned anew since the clock of a busy machine misleads. If it does not pay
 /// either it rests until the next trial, after twice as long each time, whatever text the slot then
-/// holds; a drafter at rest need not read along.
+/// holds; a drafter at rest need not read along. One whose price alone rules it out has no trial.
 class Planner {
  public:
   static constexpr int kMaxDepth = kMaxEmitted - 1, kMaxDrafters = 32;
@@ -128,6 +128,8 @@ class Planner {
   /// Fills chances_ for a slot's text.
   void look(int slot, int drafter) const;
   Wish best(int slot, int drafter, const Round&, int depth) const;
+  /// The highest rate it could have if all its guesses were right, `depth` of them at most.
+  float hope(int drafter, const Round&, int depth) const;
   void start_trial(int slot, int drafter);
   bool lost(int slot, int drafter, float share);
 

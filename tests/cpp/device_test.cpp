@@ -211,56 +211,80 @@ TEST_P(DeviceTest, AcceptedPathsChainsAndCountsAreEqual) {
 
 // ---- projections -----------------------------------------------------------------------------
 
-/// Rows of a projection through the generic path: what it stores, as f32.
-std::vector<float> stored(AnyMachine& m, const CanonicalWeight& w, Act act, const Tensor& x,
-                          int rows, const float* norm) {
-  Linear linear(m.backend(), w, std::span(&act, 1), kNoKernels);
-  linear.upload(m.backend(), w, m.zeros<std::byte>(linear.bytes()));
-  ProjectArgs a{.live = m.live(rows, rows + 1)};
-  a.input = {.x = x, .type = DType::bf16, .norm = norm, .eps = 1e-5f};
-  a.weight = linear.in(act);
-  const Tensor y = m.tensor(DType::f32, rows + 1, w.n);
+/// What a projection stores of some rows, as f32.
+std::vector<float> stored(AnyMachine& m, const ProjectWeight& weight, const Tensor& x, int rows) {
+  ProjectArgs a{.live = m.live(rows, rows + (rows > 1))};
+  a.input = {.x = x, .type = x.dtype};
+  a.weight = weight;
+  const Tensor y = m.tensor(DType::f32, rows + 1, weight.packed.n);
   a.result = Store{y};
   a.workspace = m.bytes(m->workspace_bytes(a) + 1);
   m->project(a);
-  return m.get(y.as<float>(), size_t(rows) * w.n);
+  return m.get(y.as<float>(), size_t(rows) * weight.packed.n);
 }
 
-TEST_P(DeviceTest, ProductsOfEveryFormatAreNearAndTheSameForARowAlone) {
-  for (const WeightFormat* format : formats()) {
+struct ProductCase {
+  const WeightFormat* format;
+  ActMode mode;
+  int group, n, k;
+  DType type;  // of the activations
+};
+std::vector<ProductCase> product_cases() {
+  std::vector<ProductCase> out;
+  for (const WeightFormat* format : formats())
     for (const ActMode mode : format->acts)
-      for (const auto& [n, k] : {std::pair{40, 64}, std::pair{33, 384}, std::pair{16, 2048}}) {
-        SCOPED_TRACE(testing::Message() << format->name << " a" << (mode.act == Act::a8 ? 8 : 16)
-                                        << ' ' << n << 'x' << k);
-        std::mt19937 g(n + k);
-        const std::vector<float> values = normal(g, size_t(n) * k, 0.05f);
-        CanonicalWeight w;
-        try {
-          w = format->cast(values, n, k, 0);
-        } catch (const Error&) {
-          continue;  // a group that does not divide k
-        }
-        w.bias = normal(g, n);
-        const int rows = 19;
-        const std::vector<uint16_t> x = to_16s(DType::bf16, normal(g, size_t(rows) * k));
-        const auto [a, b] = both([&](AnyMachine& m) {
-          return stored(m, w, mode.act, m.tensor(DType::bf16, rows, k, x), rows, nullptr);
-        });
-        for (int r = 0; r < rows; ++r)
-          for (int i = 0; i < n; ++i) {
-            double norm = std::fabs(w.bias[i]);
-            for (int c = 0; c < k; ++c)
-              norm += std::fabs(w.at(i, c) * from_bf16(x[size_t(r) * k + c]));
-            ASSERT_NEAR(a[size_t(r) * n + i], b[size_t(r) * n + i], 2 * bound(k, 1.02 * norm));
-          }
-        AnyMachine m(subject());
-        const Tensor all = m.tensor(DType::bf16, rows, k, x);
-        for (const int r : {0, 7, 18}) {
-          const auto alone = stored(m, w, mode.act, all.slice(r, 1), 1, nullptr);
-          ASSERT_EQ(std::memcmp(alone.data(), &b[size_t(r) * n], alone.size() * 4), 0) << r;
-        }
-      }
+      for (const int group : format->groups.empty()
+                                 ? std::vector<int>{0}
+                                 : std::vector<int>(format->groups.begin(), format->groups.end()))
+        for (const auto& [n, k] :
+             {std::pair{40, 64}, {33, 96}, {16, 160}, {50, 384}, {600, 576}, {24, 2176}})
+          for (const DType type : {DType::bf16, DType::f16})
+            if (!group || k % group == 0) out.push_back({format, mode, group, n, k, type});
+  return out;
+}
+
+/// Products of one weight, through the format's own kernels or the generic path, against fp64; and
+/// the same bits for a row whatever the number of rows.
+void check_products(AnyMachine& m, const ProductCase& c, std::span<const LinearKernel> kernels) {
+  std::mt19937 g(c.n + c.k);
+  CanonicalWeight w = c.format->cast(normal(g, size_t(c.n) * c.k, 0.05f), c.n, c.k, c.group);
+  w.bias = normal(g, c.n);
+  Linear linear(m.backend(), w, std::span(&c.mode.act, 1), kernels);
+  linear.upload(m.backend(), w, m.zeros<std::byte>(linear.bytes()));
+  const int weight_group = w.desc.group ? w.desc.group : c.k;
+  Tokens tokens(c.type, 70, c.k, c.mode.per == Per::group ? weight_group : c.k, g, weight_group);
+  const Tensor x = m.tensor(c.type, 70, c.k, tokens.x);
+  std::vector<float> alone;
+  for (int r = 0; r < 70; ++r) {
+    const auto y = stored(m, linear.in(c.mode.act), x.slice(r, 1), 1);
+    alone.insert(alone.end(), y.begin(), y.end());
   }
+  for (const int r : {0, 8, 41, 69})
+    for (int i = 0; i < c.n; ++i) {
+      double sum = w.bias[i], norm = std::fabs(w.bias[i]);
+      for (int k = 0; k < c.k; ++k) {
+        const double term = w.at(i, k) * tokens.at(c.mode.act, r, k);
+        sum += term, norm += std::fabs(term);
+      }
+      ASSERT_NEAR(alone[size_t(r) * c.n + i], sum, bound(c.k, norm))
+          << "row " << r << " output " << i;
+    }
+  for (const int rows : {3, 8, 9, 16, 17, 32, 33, 64, 70}) {
+    const auto y = stored(m, linear.in(c.mode.act), x, rows);
+    ASSERT_EQ(std::memcmp(y.data(), alone.data(), y.size() * 4), 0) << rows << " rows";
+  }
+}
+
+TEST_P(DeviceTest, ProductsOfEveryFormatMatchFp64AndAreTheSameForARowAlone) {
+  AnyMachine m(subject());
+  for (const ProductCase& c : product_cases())
+    for (const bool own : {false, true}) {
+      SCOPED_TRACE(testing::Message()
+                   << c.format->name << (c.mode.act == Act::a8 ? " a8 g" : " a16 g") << c.group
+                   << ' ' << c.n << 'x' << c.k << ' ' << name(c.type)
+                   << (own ? " own kernel" : ""));
+      check_products(m, c, own ? linear_kernels() : kNoKernels);
+    }
 }
 
 TEST_P(DeviceTest, WhatAProjectionDoesBeforeAndAfterIsNear) {

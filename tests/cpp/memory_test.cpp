@@ -33,6 +33,7 @@ TEST_P(MemoryOf, IsWhatTheLoadSaid) {
   Options options;
   options.draft = fixed_draft(GetParam().draft), options.threads = 1;
   options.max_sequences = GetParam().sequences, options.context = GetParam().context;
+  options.device = "cpu";  // whose memory is the process's
   const auto resident = [] {
     ::malloc_trim(0);
     return double(testing::memory_status("VmRSS"));

@@ -144,7 +144,9 @@ TEST(Unread, GoesOnOnMemoryTheHostCannotRead) {
   auto unread = engine->submit(long_request(1, 200));
   let_fill(*unread);
   read_all(*engine->submit(long_request(2, 30)));
-  EXPECT_EQ(read_all(*unread), read_all(*load(model(), "")->submit(long_request(1, 200))));
+  Options near;
+  near.device = "cpu";
+  EXPECT_EQ(read_all(*unread), read_all(*load(model(), "", near)->submit(long_request(1, 200))));
 }
 
 TEST(Unread, ReadersOfSeveralStreamsInTurnShareOneSlot) {

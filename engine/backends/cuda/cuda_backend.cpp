@@ -257,6 +257,13 @@ void CudaBackend::launch(void (*kernel)(const Args&, cudaStream_t), const Args& 
 size_t CudaBackend::workspace_bytes(const ProjectArgs& a) const { return steps_workspace_bytes(a); }
 void CudaBackend::project(const ProjectArgs& a) { run_steps(a, *this); }
 
+bool CudaBackend::linear_and_gate(const LinearArgs& a, const Tensor& out) {
+  const auto* kernel = static_cast<const cuda::CudaKernel*>(a.kernel);
+  if (!kernel || !kernel->gated) return false;
+  begin_work();
+  return kernel->gated(a, out, stream_);
+}
+
 void CudaBackend::rms_norm(const RmsNormArgs& a) { launch(cuda::rms_norm, a, "norm"); }
 void CudaBackend::quantize(const QuantizeArgs& a) { launch(cuda::quantize, a, "quantize"); }
 void CudaBackend::linear(const LinearArgs& a) {

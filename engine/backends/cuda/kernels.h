@@ -33,6 +33,9 @@ void logprobs(const LogprobArgs&, cudaStream_t);
 /// A format's fast product on CUDA.
 struct CudaKernel : FastKernel {
   void (*run)(const LinearArgs&, cudaStream_t);
+  /// The product of gate and up, gate first, and silu(gate) * up into `out` [capacity, n / 2] in
+  /// its place; false where the shape does not allow it, and then nothing is queued. May be null.
+  bool (*gated)(const LinearArgs&, const Tensor& out, cudaStream_t) = nullptr;
 };
 
 }  // namespace stepladder::cuda

@@ -19,6 +19,26 @@ __device__ inline int live_rows(const Live& live) {
   return n < 0 ? 0 : n > live.capacity ? live.capacity : n;
 }
 
+/// Before anything is read that an earlier kernel has written: a kernel may begin while the one
+/// before it ends.
+__device__ inline void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/// Lets the next kernel begin what needs none of this one's results.
+__device__ inline void start_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/// What a kernel begins with that reads nothing but results.
+__device__ inline void begin() {
+  start_next();
+  wait_for_inputs();
+}
+
 template <class T>
 __device__ inline T* row_of(const Tensor& t, int64_t row) {
   return static_cast<T*>(t.data) + row * t.cols;
@@ -73,5 +93,7 @@ __device__ inline T block_most(T x) {
 __device__ inline float inverse_root(float x) {
   return x < __builtin_inff() ? 1.f / sqrtf(x) : __builtin_nanf("");
 }
+
+__device__ inline float silu(float x) { return x / (1.f + expf(-x)); }
 
 }  // namespace stepladder::cuda

@@ -3,6 +3,7 @@
 // order, and the warps are merged by index. So a row's bits follow from its position and the tokens
 // before it. Keys below `committed` lie in the region; from there on the row's own path says in
 // which scratch slot each one is. A key the row may not see weighs 0, and its value is not read.
+#include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/kv_layout.h"
@@ -10,33 +11,59 @@
 namespace stepladder::cuda {
 namespace {
 
-constexpr int kWarps = 8;
+constexpr int kWarps = 16;
 constexpr float kLog2e = 1.44269504f, kLowest = -3.40282347e38f;
-constexpr int kPairs = kMaxHeadDim / 2 / kWarp;  // pairs of a value's elements a lane adds up
-static_assert(kAttentionStep == kWarp);
+constexpr int kAtOnce = 4;  // values on the way
+static_assert(kAttentionStep == kWarp && kWarp % kAtOnce == 0);
 
 /// Two elements that stand in one word.
 __device__ float2 pair_of(DType t, uint32_t word) {
   return {from_16(t, static_cast<uint16_t>(word)), from_16(t, static_cast<uint16_t>(word >> 16))};
 }
 
-/// q times a key, element by element; kWords words at a time.
-template <int kWords>
-__device__ float dot(DType t, const float* q, const uint16_t* key, int dim) {
-  float sum = 0.f;
-  for (int c = 0; c < dim; c += 2 * kWords) {
-    uint32_t words[kWords];
-    __builtin_memcpy(words, __builtin_assume_aligned(key + c, sizeof words), sizeof words);
-    for (int i = 0; i < kWords; ++i) {
-      const float2 pair = pair_of(t, words[i]);
-      sum = fmaf(q[c + 2 * i], pair.x, sum);
-      sum = fmaf(q[c + 2 * i + 1], pair.y, sum);
+/// The products of q with a step's keys, a key a lane in the end. Four lanes share a key, so that a
+/// load of a warp meets whole lines; a lane takes every fourth 16 bytes, and the four are added as
+/// a tree.
+__device__ float score_of(DType t, const float* q, const uint16_t* keys, int entry, int valid,
+                          int dim) {
+  const int lane = lane_of_thread(), group = lane / 4, part = lane % 4;
+  float mine = 0.f;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {  // keys group, group + 8, ...
+    const int j = group + 8 * i;
+    const uint16_t* key = keys + int64_t{__shfl_sync(kAllLanes, entry, j)} * dim;
+    float sum = 0.f;
+    if (j < valid) {
+      if (dim % 8 == 0) {
+#pragma unroll 4
+        for (int c = part * 8; c < dim; c += 32) {
+          const uint4 words = *reinterpret_cast<const uint4*>(key + c);
+          const float2 a = pair_of(t, words.x), b = pair_of(t, words.y), d = pair_of(t, words.z),
+                       e = pair_of(t, words.w);
+          sum = fmaf(q[c], a.x, sum), sum = fmaf(q[c + 1], a.y, sum);
+          sum = fmaf(q[c + 2], b.x, sum), sum = fmaf(q[c + 3], b.y, sum);
+          sum = fmaf(q[c + 4], d.x, sum), sum = fmaf(q[c + 5], d.y, sum);
+          sum = fmaf(q[c + 6], e.x, sum), sum = fmaf(q[c + 7], e.y, sum);
+        }
+      } else {
+        for (int c = part * 2; c < dim; c += 8) {
+          const float2 a = pair_of(t, *reinterpret_cast<const uint32_t*>(key + c));
+          sum = fmaf(q[c], a.x, sum), sum = fmaf(q[c + 1], a.y, sum);
+        }
+      }
     }
+    sum = sum + __shfl_xor_sync(kAllLanes, sum, 1);
+    sum = sum + __shfl_xor_sync(kAllLanes, sum, 2);
+    const float of_lane = __shfl_sync(kAllLanes, sum, lane % 8 * 4);
+    if (lane / 8 == i) mine = of_lane;
   }
-  return sum;
+  return mine;
 }
 
+/// kPairs: pairs of a value's elements that a lane adds up.
+template <int kPairs>
 __global__ void __launch_bounds__(kWarps* kWarp) attention_kernel(AttentionArgs a) {
+  begin();
   __shared__ float q[kMaxHeadDim], parts[kWarps][kMaxHeadDim];
   __shared__ float largests[kWarps], weights[kWarps];
   const int i = static_cast<int>(blockIdx.y), head = static_cast<int>(blockIdx.x);
@@ -60,30 +87,43 @@ __global__ void __launch_bounds__(kWarps* kWarp) attention_kernel(AttentionArgs 
   float2 sum[kPairs] = {};
   for (int first = warp * kAttentionStep; first < seen; first += kWarps * kAttentionStep) {
     const int at = first + lane, valid = min(seen - first, kAttentionStep);
-    int entry = 0;
-    float score = kLowest;
-    if (lane < valid) {
-      entry = at < committed ? at : static_cast<int>(entry_of_scratch(spec, path[at - committed]));
-      const uint16_t* key = keys + int64_t{entry} * dim;
-      score = scale *
-              (dim % 8 == 0 ? dot<4>(spec.dtype, q, key, dim) : dot<1>(spec.dtype, q, key, dim));
-    }
+    const int entry = lane >= valid ? 0
+                      : at < committed
+                          ? at
+                          : static_cast<int>(entry_of_scratch(spec, path[at - committed]));
+    const float product = score_of(spec.dtype, q, keys, entry, valid, dim);
+    const float score = lane < valid ? scale * product : kLowest;
     const float most = warp_most(score);
     const float top = most > largest ? most : largest, shrink = exp2f(largest - top);
     const float share = lane < valid ? exp2f(score - top) : 0.f;
     largest = top;
     weight = fmaf(weight, shrink, warp_sum(share));
     for (int t = 0; t < kPairs; ++t) sum[t].x = sum[t].x * shrink, sum[t].y = sum[t].y * shrink;
-    for (int j = 0; j < valid; ++j) {
-      const float p = __shfl_sync(kAllLanes, share, j);
-      const uint16_t* value = values + int64_t{__shfl_sync(kAllLanes, entry, j)} * dim;
+    // Some values at a time, so that their loads are on the way together.
+    for (int j0 = 0; j0 < valid; j0 += kAtOnce) {
+      uint32_t words[kAtOnce][kPairs];
+      float p[kAtOnce];
 #pragma unroll
-      for (int t = 0; t < kPairs; ++t) {
-        const int c = t * kWarp + lane;
-        if (c >= pairs) break;
-        const float2 pair = pair_of(spec.dtype, reinterpret_cast<const uint32_t*>(value)[c]);
-        sum[t].x = fmaf(p, pair.x, sum[t].x), sum[t].y = fmaf(p, pair.y, sum[t].y);
+      for (int j = 0; j < kAtOnce; ++j) {
+        // Behind the last key p is 0, and the entry one that may be read; what lies there may be no
+        // number.
+        p[j] = __shfl_sync(kAllLanes, share, j0 + j);
+        const uint16_t* value = values + int64_t{__shfl_sync(kAllLanes, entry, j0 + j)} * dim;
+#pragma unroll
+        for (int t = 0; t < kPairs; ++t) {
+          const int c = t * kWarp + lane;
+          words[j][t] =
+              c < pairs && j0 + j < valid ? reinterpret_cast<const uint32_t*>(value)[c] : 0;
+        }
       }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j)
+#pragma unroll
+        for (int t = 0; t < kPairs; ++t) {
+          const float2 pair = pair_of(spec.dtype, words[j][t]);
+          if (j0 + j < valid)
+            sum[t].x = fmaf(p[j], pair.x, sum[t].x), sum[t].y = fmaf(p[j], pair.y, sum[t].y);
+        }
     }
   }
 
@@ -111,7 +151,11 @@ __global__ void __launch_bounds__(kWarps* kWarp) attention_kernel(AttentionArgs 
 }  // namespace
 
 void attention(const AttentionArgs& a, cudaStream_t stream) {
-  attention_kernel<<<dim3(a.heads, a.live.capacity), kWarps * kWarp, 0, stream>>>(a);
+  const int dim = a.kv.spec.head_dim;
+  const auto kernel = dim <= 64    ? attention_kernel<1>
+                      : dim <= 128 ? attention_kernel<2>
+                                   : attention_kernel<4>;
+  launch_kernel(kernel, dim3(a.heads, a.live.capacity), kWarps * kWarp, 0, stream, a);
 }
 
 }  // namespace stepladder::cuda

@@ -1,6 +1,7 @@
 // The cache's writers: a row of qkv is split, queries and keys are normalized per head where the
 // model asks for it and rotated, everything is rounded, and key and value go to the row's entry;
 // and accepted entries move from scratch to the region.
+#include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/kv_layout.h"
@@ -31,6 +32,7 @@ __device__ void rotate(const float* x, const float* norm, float eps, const float
 
 /// A warp a head: queries, then keys, then values.
 __global__ void rope_append_kernel(RopeAppendArgs args) {
+  begin();
   const RopeAppend& a = args.to;
   const KVSpec& spec = a.kv.spec;
   const int i = static_cast<int>(blockIdx.y), dim = spec.head_dim;
@@ -56,6 +58,7 @@ __global__ void rope_append_kernel(RopeAppendArgs args) {
 
 /// Blocks of (layer, sequence); behind the last layer stand the features.
 __global__ void keep_kernel(KeepArgs a) {
+  begin();
   const KVSpec& spec = a.kv.spec;
   const int layer = static_cast<int>(blockIdx.x), s = static_cast<int>(blockIdx.y);
   if (s >= *a.plan.count) return;
@@ -84,13 +87,13 @@ __global__ void keep_kernel(KeepArgs a) {
 void rope_append(const RopeAppendArgs& a, cudaStream_t stream) {
   const int heads = a.to.heads + 2 * a.to.kv.spec.kv_heads, each = kThreads / kWarp;
   const dim3 grid((heads + each - 1) / each, a.live.capacity);
-  rope_append_kernel<<<grid, kThreads, 0, stream>>>(a);
+  launch_kernel(rope_append_kernel, grid, kThreads, 0, stream, a);
 }
 
 void keep(const KeepArgs& a, cudaStream_t stream) {
   const KVSpec& spec = a.kv.spec;
   const dim3 grid(spec.layers + (feature_size(spec) > 0 ? 1 : 0), a.plan.capacity);
-  keep_kernel<<<grid, kThreads, 0, stream>>>(a);
+  launch_kernel(keep_kernel, grid, kThreads, 0, stream, a);
 }
 
 }  // namespace stepladder::cuda

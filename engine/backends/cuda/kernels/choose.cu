@@ -4,6 +4,7 @@
 // 64-bit rank: the order key of its value above its id's complement. Filters keep the tokens of the
 // largest ranks, so a filter is a least rank; it is found eight bits at a time from histograms of
 // integer weights, whose sums are exact in any order.
+#include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"
 #include "core/noise.h"
@@ -14,7 +15,7 @@ namespace {
 
 using Rank = unsigned long long;  // what atomicAdd takes
 
-constexpr int kThreads = 512, kBins = 256, kBinBits = 8, kRankBits = 64;
+constexpr int kThreads = 1024, kBins = 256, kBinBits = 8, kRankBits = 64;
 constexpr float kMostNoise = 23.f;  // gumbel() stays below 22.9
 
 __device__ Rank rank_of(float value, int id) {
@@ -141,6 +142,7 @@ __device__ int choose_token(const Row& r, const RuleParams& rule, int32_t positi
 }
 
 __global__ void choose_kernel(ChooseArgs a) {
+  begin();
   __shared__ uint32_t seen[32];
   const int j = static_cast<int>(blockIdx.x);
   if (j >= live_rows(a.live)) return;
@@ -189,7 +191,7 @@ __global__ void choose_kernel(ChooseArgs a) {
 }  // namespace
 
 void choose(const ChooseArgs& a, cudaStream_t stream) {
-  choose_kernel<<<a.live.capacity, kThreads, 0, stream>>>(a);
+  launch_kernel(choose_kernel, a.live.capacity, kThreads, 0, stream, a);
 }
 
 }  // namespace stepladder::cuda

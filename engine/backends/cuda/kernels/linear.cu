@@ -6,6 +6,7 @@
 // the lanes' sums are added as a tree. Which pieces there are follows from the shape alone, so a
 // row's bits do not depend on how many rows there are. Where a row of weights and one of int8
 // activations have a scale each, their products are added as integers throughout.
+#include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"
 #include "core/error.h"
@@ -85,6 +86,7 @@ __device__ void decode(DType t, const uint8_t* row, int k0, T (&to)[kCount]) {
 
 template <Stored kStored, bool kInt8, int kCount, int kRows>
 __global__ void linear_kernel(Product p) {
+  begin();
   const LinearArgs& a = p.args;
   const int n = static_cast<int>(blockIdx.x) * kWarps + warp_of_thread(), k = a.weight.k;
   const int r0 = static_cast<int>(blockIdx.y) * kRows;
@@ -158,7 +160,7 @@ template <Stored kStored, bool kInt8, int kCount, int kRows>
 void launch(const Product& p, cudaStream_t stream) {
   const dim3 grid((p.args.weight.n + kWarps - 1) / kWarps,
                   (p.args.live.capacity + kRows - 1) / kRows);
-  linear_kernel<kStored, kInt8, kCount, kRows><<<grid, kWarps * kWarp, 0, stream>>>(p);
+  launch_kernel(linear_kernel<kStored, kInt8, kCount, kRows>, grid, kWarps * kWarp, 0, stream, p);
 }
 
 template <Stored kStored, bool kInt8>

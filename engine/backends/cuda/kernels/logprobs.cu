@@ -1,5 +1,6 @@
 // Log-probabilities of the raw logits: of the choice itself and of the likeliest tokens. A thread
 // block a node.
+#include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"
 #include "core/noise.h"
@@ -31,6 +32,7 @@ __device__ Rank next_likeliest(const float* logits, int vocab, Rank below) {
 }
 
 __global__ void logprobs_kernel(LogprobArgs a) {
+  begin();
   const int j = static_cast<int>(blockIdx.x), asked = *a.asked;
   if (asked < 0 || j >= live_rows(a.live)) return;
   const int node = first_row(a.live) + j;
@@ -59,7 +61,7 @@ __global__ void logprobs_kernel(LogprobArgs a) {
 }  // namespace
 
 void logprobs(const LogprobArgs& a, cudaStream_t stream) {
-  logprobs_kernel<<<a.live.capacity, kThreads, 0, stream>>>(a);
+  launch_kernel(logprobs_kernel, a.live.capacity, kThreads, 0, stream, a);
 }
 
 }  // namespace stepladder::cuda

@@ -1,6 +1,7 @@
 // Operators that work row by row: embeddings, norms, int8 activations, the gated activation, and
 // the features of entries. A thread block a row; what a thread adds up follows from the width
 // alone.
+#include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/kv_layout.h"
@@ -11,6 +12,7 @@ namespace {
 constexpr int kThreads = 256;
 
 __global__ void embed_kernel(EmbedArgs a) {
+  begin();
   if (static_cast<int>(blockIdx.x) >= live_rows(a.live)) return;
   const int64_t row = first_row(a.live) + blockIdx.x;
   const uint16_t* from = row_of<const uint16_t>(a.table, a.token[row]);
@@ -18,16 +20,50 @@ __global__ void embed_kernel(EmbedArgs a) {
   for (int c = threadIdx.x; c < a.out.cols; c += kThreads) to[c] = from_16(a.table.dtype, from[c]);
 }
 
-/// x through a norm, rounded. All threads call.
+constexpr int kNormThreads = 512, kNormValues = 4;  // at once, by each thread
+
+/// x through a norm, rounded. All threads of a block of kNormThreads call. A row is read once: what
+/// a thread has of it stays in registers, as far as kNormValues go four times.
 __device__ void norm_row(DType t, const float* x, const float* gain, float eps, int width,
                          uint16_t* out) {
+  constexpr int kRounds = 4, kStep = kNormThreads * kNormValues;
+  const bool even = width % kNormValues == 0 && width <= kRounds * kStep;
+  float4 held[kRounds];
   float squares = 0.f;
-  for (int c = threadIdx.x; c < width; c += kThreads) squares = fmaf(x[c], x[c], squares);
+  if (even) {
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      const int c = r * kStep + static_cast<int>(threadIdx.x) * kNormValues;
+      held[r] = c < width ? *reinterpret_cast<const float4*>(x + c) : float4{};
+    }
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r)
+      for (const float v : {held[r].x, held[r].y, held[r].z, held[r].w})
+        squares = fmaf(v, v, squares);
+  } else {
+    for (int c = threadIdx.x; c < width; c += kNormThreads) squares = fmaf(x[c], x[c], squares);
+  }
   const float inverse = inverse_root(block_sum(squares) / static_cast<float>(width) + eps);
-  for (int c = threadIdx.x; c < width; c += kThreads) out[c] = to_16(t, x[c] * inverse * gain[c]);
+  if (!even) {
+    for (int c = threadIdx.x; c < width; c += kNormThreads)
+      out[c] = to_16(t, x[c] * inverse * gain[c]);
+    return;
+  }
+#pragma unroll
+  for (int r = 0; r < kRounds; ++r) {
+    const int c = r * kStep + static_cast<int>(threadIdx.x) * kNormValues;
+    if (c >= width) break;
+    const float4 g = *reinterpret_cast<const float4*>(gain + c);
+    const uint32_t low =
+        to_16(t, held[r].x * inverse * g.x) | uint32_t{to_16(t, held[r].y * inverse * g.y)} << 16;
+    const uint32_t high =
+        to_16(t, held[r].z * inverse * g.z) | uint32_t{to_16(t, held[r].w * inverse * g.w)} << 16;
+    *reinterpret_cast<uint2*>(out + c) = {low, high};
+  }
 }
 
 __global__ void rms_norm_kernel(RmsNormArgs a) {
+  begin();
   const int i = static_cast<int>(blockIdx.x);
   if (i >= live_rows(a.live)) return;
   const int row = first_row(a.live) + i;
@@ -36,6 +72,7 @@ __global__ void rms_norm_kernel(RmsNormArgs a) {
 }
 
 __global__ void feature_kernel(FeatureArgs a) {
+  begin();
   if (static_cast<int>(blockIdx.x) >= live_rows(a.live)) return;
   const int row = first_row(a.live) + static_cast<int>(blockIdx.x);
   const KVSpec& spec = a.kv.spec;
@@ -47,11 +84,12 @@ __global__ void feature_kernel(FeatureArgs a) {
   if (a.norm)
     norm_row(spec.dtype, x, a.norm, a.eps, width, out);
   else
-    for (int c = threadIdx.x; c < width; c += kThreads) out[c] = to_16(spec.dtype, x[c]);
+    for (int c = threadIdx.x; c < width; c += kNormThreads) out[c] = to_16(spec.dtype, x[c]);
 }
 
 /// A warp a group: its scale (NaN if a value is), its codes and the sum of every sum_group of them.
 __global__ void quantize_kernel(QuantizeArgs a) {
+  begin();
   const int row = static_cast<int>(blockIdx.y), k = static_cast<int>(a.x.cols);
   const int g = static_cast<int>(blockIdx.x) * (kThreads / kWarp) + warp_of_thread();
   const int groups = k / a.group, sums = a.group / a.sum_group, lane = lane_of_thread();
@@ -84,12 +122,12 @@ __global__ void quantize_kernel(QuantizeArgs a) {
 }
 
 __global__ void gated_act_kernel(GatedActArgs a) {
+  begin();
   const int row = static_cast<int>(blockIdx.y), width = static_cast<int>(a.out.cols);
   const int c = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (c >= width || row >= live_rows(a.live)) return;
   const float* gate = row_of<const float>(a.gate_up, row);
-  row_of<uint16_t>(a.out, row)[c] =
-      to_16(a.out.dtype, gate[c] / (1.f + expf(-gate[c])) * gate[width + c]);
+  row_of<uint16_t>(a.out, row)[c] = to_16(a.out.dtype, silu(gate[c]) * gate[width + c]);
 }
 
 unsigned blocks(int64_t items, int each) {
@@ -99,21 +137,21 @@ unsigned blocks(int64_t items, int each) {
 }  // namespace
 
 void embed(const EmbedArgs& a, cudaStream_t stream) {
-  embed_kernel<<<a.live.capacity, kThreads, 0, stream>>>(a);
+  launch_kernel(embed_kernel, a.live.capacity, kThreads, 0, stream, a);
 }
 void rms_norm(const RmsNormArgs& a, cudaStream_t stream) {
-  rms_norm_kernel<<<a.live.capacity, kThreads, 0, stream>>>(a);
+  launch_kernel(rms_norm_kernel, a.live.capacity, kNormThreads, 0, stream, a);
 }
 void feature(const FeatureArgs& a, cudaStream_t stream) {
-  feature_kernel<<<a.live.capacity, kThreads, 0, stream>>>(a);
+  launch_kernel(feature_kernel, a.live.capacity, kNormThreads, 0, stream, a);
 }
 void quantize(const QuantizeArgs& a, cudaStream_t stream) {
   const dim3 grid(blocks(a.x.cols / a.group, kThreads / kWarp), a.live.capacity);
-  quantize_kernel<<<grid, kThreads, 0, stream>>>(a);
+  launch_kernel(quantize_kernel, grid, kThreads, 0, stream, a);
 }
 void gated_act(const GatedActArgs& a, cudaStream_t stream) {
   const dim3 grid(blocks(a.out.cols, kThreads), a.live.capacity);
-  gated_act_kernel<<<grid, kThreads, 0, stream>>>(a);
+  launch_kernel(gated_act_kernel, grid, kThreads, 0, stream, a);
 }
 
 }  // namespace stepladder::cuda

@@ -1,6 +1,7 @@
 // The operators on a round's tables: rows out of plan and trees, the walk that accepts drafts, the
 // next round of a chain, and the counts that penalties read. All are integers, so any order will
 // do.
+#include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"
 
@@ -29,6 +30,7 @@ __device__ void put_row(const Rows& r, int row, int token, int position, const P
 /// One thread block. A tree is cut before the first node that has no room, since a later node may
 /// be its child.
 __global__ void expand_kernel(ExpandArgs a) {
+  begin();
   __shared__ int room;  // nodes of the tree in hand that have a row
   const Rows& r = a.rows;
   const int sequences = sequences_of(a.plan), thread = static_cast<int>(threadIdx.x);
@@ -72,10 +74,14 @@ __global__ void expand_kernel(ExpandArgs a) {
   }
 }
 
-__global__ void advance_kernel(AdvanceArgs a) { *a.at += a.by; }
+__global__ void advance_kernel(AdvanceArgs a) {
+  begin();
+  *a.at += a.by;
+}
 
 /// A thread a sequence.
 __global__ void follow_kernel(FollowArgs a) {
+  begin();
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (i >= a.capacity || i >= *a.count) return;
   PlanEntry& e = a.entries[i];
@@ -109,6 +115,7 @@ __device__ int child_of(const int32_t* token, const int32_t* parent, int nodes, 
 
 /// A warp a sequence.
 __global__ void accept_kernel(AcceptArgs a) {
+  begin();
   const int s = static_cast<int>(blockIdx.x), lane = lane_of_thread();
   if (s >= sequences_of(a.plan)) return;
   const int base = a.rows.sequence_node[s], nodes = a.rows.sequence_node[s + 1] - base;
@@ -137,6 +144,7 @@ __global__ void accept_kernel(AcceptArgs a) {
 }
 
 __global__ void count_kernel(CountArgs a) {
+  begin();
   uint32_t* row = a.rules.counts + int64_t{a.row} * a.rules.vocab;
   if (a.reset)
     for (int i = static_cast<int>(threadIdx.x); i < a.rules.vocab; i += kThreads) row[i] = 0;
@@ -154,15 +162,19 @@ __global__ void count_kernel(CountArgs a) {
 }  // namespace
 
 void expand(const ExpandArgs& a, cudaStream_t stream) {
-  expand_kernel<<<1, kThreads, 0, stream>>>(a);
+  launch_kernel(expand_kernel, 1, kThreads, 0, stream, a);
 }
-void advance(const AdvanceArgs& a, cudaStream_t stream) { advance_kernel<<<1, 1, 0, stream>>>(a); }
+void advance(const AdvanceArgs& a, cudaStream_t stream) {
+  launch_kernel(advance_kernel, 1, 1, 0, stream, a);
+}
 void follow(const FollowArgs& a, cudaStream_t stream) {
-  follow_kernel<<<(a.capacity + kWarp - 1) / kWarp, kWarp, 0, stream>>>(a);
+  launch_kernel(follow_kernel, dim3((a.capacity + kWarp - 1) / kWarp), kWarp, 0, stream, a);
 }
 void accept(const AcceptArgs& a, cudaStream_t stream) {
-  accept_kernel<<<a.plan.capacity, kWarp, 0, stream>>>(a);
+  launch_kernel(accept_kernel, a.plan.capacity, kWarp, 0, stream, a);
 }
-void count(const CountArgs& a, cudaStream_t stream) { count_kernel<<<1, kThreads, 0, stream>>>(a); }
+void count(const CountArgs& a, cudaStream_t stream) {
+  launch_kernel(count_kernel, 1, kThreads, 0, stream, a);
+}
 
 }  // namespace stepladder::cuda

@@ -1,0 +1,35 @@
+// Launches that let a kernel begin while the one before it ends (programmatic dependent launch),
+// where the device can: what does not depend on that one, weights on their way, is there when it is
+// needed.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "backends/cuda/staging.h"
+
+namespace stepladder::cuda {
+
+/// The current device's compute capability, times ten.
+inline int device_version() {
+  int device = 0, major = 0, minor = 0;
+  must(cudaGetDevice(&device), "the device");
+  must(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "its version");
+  must(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "its version");
+  return 10 * major + minor;
+}
+
+/// Queues a kernel, all of whose threads call begin() or wait_for_inputs().
+template <class... Params, class... Args>
+void launch_kernel(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared,
+                   cudaStream_t stream, const Args&... args) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared, config.stream = stream;
+  config.attrs = &early, config.numAttrs = device_version() >= 90 ? 1 : 0;
+  must(cudaLaunchKernelEx(&config, kernel, args...), "a kernel");
+}
+
+}  // namespace stepladder::cuda

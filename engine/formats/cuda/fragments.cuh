@@ -1,0 +1,118 @@
+// How the codes of each format become fragments: values of the activations' 16-bit type that stand
+// for the codes exactly, so that scales are applied to sums.
+#pragma once
+
+#include "core/format.h"
+#include "formats/cuda/fragments.h"
+
+namespace stepladder::cuda {
+
+/// Of one half of a block, 16 outputs and 16 k, what a lane holds.
+struct Fragment {
+  uint32_t a[4];
+};
+
+/// d += fragment * tokens, of a type; b0 and b1 are two pairs of k of the lane's token.
+template <bool kBf16>
+__device__ inline void multiply(float (&d)[4], const Fragment& f, uint32_t b0, uint32_t b1) {
+  if constexpr (kBf16)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(f.a[0]), "r"(f.a[1]), "r"(f.a[2]), "r"(f.a[3]), "r"(b0), "r"(b1));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(f.a[0]), "r"(f.a[1]), "r"(f.a[2]), "r"(f.a[3]), "r"(b0), "r"(b1));
+}
+
+/// x * by + plus in both halves of a word, rounded once; subnormals count.
+template <bool kBf16>
+__device__ inline uint32_t fused(uint32_t x, uint32_t by, uint32_t plus) {
+  uint32_t d;
+  if constexpr (kBf16)
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(x), "r"(by), "r"(plus));
+  else
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(x), "r"(by), "r"(plus));
+  return d;
+}
+template <bool kBf16>
+__device__ inline uint32_t minus(uint32_t x, uint32_t by) {
+  return fused<kBf16>(x, kBf16 ? 0x3f803f80u : 0x3c003c00u, by ^ 0x80008000u);
+}
+template <bool kBf16>
+__device__ inline uint32_t times(uint32_t x, uint32_t by) {
+  return fused<kBf16>(x, by, 0x80008000u);
+}
+
+// A format's codes: kVectors of 16 bytes a lane are two blocks.
+
+/// Weights of the activations' own type.
+template <bool kBf16>
+struct DenseCodes {
+  static constexpr int kBits = 16, kVectors = 4;
+  __device__ static Fragment fragment(const uint4 (&v)[kVectors], int block, int half) {
+    const uint4 x = v[2 * block + half];
+    return {{x.x, x.y, x.z, x.w}};
+  }
+};
+
+/// int8: by way of floats, whose conversion is exact.
+template <bool kBf16>
+struct ByteCodes {
+  static constexpr int kBits = 8, kVectors = 2;
+  /// Bytes `at` and at + 1 of a word that was xor-ed with 0x80808080.
+  __device__ static uint32_t pair(uint32_t word, int at) {
+    constexpr float kBias = 8388608.f + 128.f;  // 2^23 holds a byte in its last bits
+    const float low = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7650u + at)) - kBias;
+    const float high = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7651u + at)) - kBias;
+    uint32_t out;
+    if constexpr (kBf16)
+      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+    else
+      asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+    return out;
+  }
+  __device__ static Fragment fragment(const uint4 (&v)[kVectors], int block, int half) {
+    const uint4 x = v[block];
+    const uint32_t low = (half ? x.y : x.x) ^ 0x80808080u, high = (half ? x.w : x.z) ^ 0x80808080u;
+    return {{pair(low, 0), pair(high, 0), pair(low, 2), pair(high, 2)}};
+  }
+};
+
+/// What stands in the two halves of a word, as kValues.
+enum class Nibbles { signed8, plain, e2m1 };
+
+/// 4 bits: value + 8, the value, or E2M1. A nibble under the exponent of 128 (bf16) or 1024 (f16)
+/// is that number and the nibble's; E2M1's exponent and mantissa go to the last place of the
+/// exponent field, whose bias a multiplication by a power of two makes good.
+template <bool kBf16, Nibbles kNibbles>
+struct NibbleCodes {
+  static constexpr int kBits = 4, kVectors = 1;
+  __device__ static uint32_t pair(uint32_t word, int j) {
+    if constexpr (kNibbles == Nibbles::e2m1) {
+      const uint32_t x = word >> (4 * j);
+      constexpr int kExponent = kBf16 ? 6 : 9;  // bits from code to exponent field
+      const uint32_t bits = (x & 0x00070007u) << kExponent | (x & 0x00080008u) << 12;
+      return times<kBf16>(bits, kBf16 ? 0x7e807e80u : 0x74007400u);  // 2^126, 2^14
+    } else {
+      constexpr uint32_t kMagic = kBf16 ? 0x43004300u : 0x64006400u;
+      constexpr uint32_t kZero =
+          kNibbles == Nibbles::signed8 ? (kBf16 ? 0x43084308u : 0x64086408u) : kMagic;
+      uint32_t x;
+      asm("lop3.b32 %0, %1, %2, %3, 0xea;"
+          : "=r"(x)
+          : "r"(word >> (4 * j)), "n"(0x000f000f), "n"(kMagic));
+      return minus<kBf16>(x, kZero);
+    }
+  }
+  __device__ static Fragment fragment(const uint4 (&v)[kVectors], int block, int half) {
+    const uint32_t low = block ? v[0].z : v[0].x, high = block ? v[0].w : v[0].y;
+    return {{pair(low, 2 * half), pair(high, 2 * half), pair(low, 2 * half + 1),
+             pair(high, 2 * half + 1)}};
+  }
+};
+
+}  // namespace stepladder::cuda

@@ -70,6 +70,11 @@ LAYERS = [
         ["bench/*.h", "formats/*.h", "backends/*.h", *IO],
         [STANDARD, MACHINE, JSON, CLI],
     ),
+    (
+        "bench/device_*",
+        ["bench/*.h", "formats/*.h", "backends/*.h", "backends/*.cuh", *IO],
+        [STANDARD, MACHINE, DEVICE, JSON],
+    ),
     ("bench/*", ["bench/*.h", "*.h", *PUBLIC], [STANDARD, MACHINE, JSON, CLI]),
 ]
 

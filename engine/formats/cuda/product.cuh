@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kProductWarps* kWarp, P::kResident)
 
   // Activations of two blocks in hand and, for few rows, of the next two, by turns. A lane without
   // a row keeps the zeros it begins with; so does what lies past the end of k.
-  constexpr bool kEarly = kTokens <= 2;
+  constexpr bool kEarly = kTokens <= 2 || (kTokens == 4 && P::kSpans == 0);
   const uint16_t* x = row_of<const uint16_t>(a.x, first + g) + slice * kUnit + 8 * t;
   int x_left = k - slice * kUnit;  // k from here to the end
   uint4 xs[kEarly ? 2 : 1][2][kTokens] = {};

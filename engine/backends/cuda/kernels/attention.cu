@@ -11,9 +11,9 @@
 namespace stepladder::cuda {
 namespace {
 
-constexpr int kWarps = 16;
+constexpr int kWarps = 8;
 constexpr float kLog2e = 1.44269504f, kLowest = -3.40282347e38f;
-constexpr int kAtOnce = 4;  // values on the way
+constexpr int kAtOnce = 8;  // values on the way
 static_assert(kAttentionStep == kWarp && kWarp % kAtOnce == 0);
 
 /// Two elements that stand in one word.
@@ -21,48 +21,32 @@ __device__ float2 pair_of(DType t, uint32_t word) {
   return {from_16(t, static_cast<uint16_t>(word)), from_16(t, static_cast<uint16_t>(word >> 16))};
 }
 
-/// The products of q with a step's keys, a key a lane in the end. Four lanes share a key, so that a
-/// load of a warp meets whole lines; a lane takes every fourth 16 bytes, and the four are added as
-/// a tree.
-__device__ float score_of(DType t, const float* q, const uint16_t* keys, int entry, int valid,
-                          int dim) {
-  const int lane = lane_of_thread(), group = lane / 4, part = lane % 4;
-  float mine = 0.f;
+/// q times a key, element by element, kWords words at a time: loads that are on the way together.
+template <int kWords>
+__device__ float dot(DType t, const float* q, const uint16_t* key, int dim) {
+  float sum = 0.f;
+  for (int c = 0; c < dim; c += 2 * kWords) {
+    uint32_t words[kWords];
+    if constexpr (kWords >= 4) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {  // keys group, group + 8, ...
-    const int j = group + 8 * i;
-    const uint16_t* key = keys + int64_t{__shfl_sync(kAllLanes, entry, j)} * dim;
-    float sum = 0.f;
-    if (j < valid) {
-      if (dim % 8 == 0) {
-#pragma unroll 4
-        for (int c = part * 8; c < dim; c += 32) {
-          const uint4 words = *reinterpret_cast<const uint4*>(key + c);
-          const float2 a = pair_of(t, words.x), b = pair_of(t, words.y), d = pair_of(t, words.z),
-                       e = pair_of(t, words.w);
-          sum = fmaf(q[c], a.x, sum), sum = fmaf(q[c + 1], a.y, sum);
-          sum = fmaf(q[c + 2], b.x, sum), sum = fmaf(q[c + 3], b.y, sum);
-          sum = fmaf(q[c + 4], d.x, sum), sum = fmaf(q[c + 5], d.y, sum);
-          sum = fmaf(q[c + 6], e.x, sum), sum = fmaf(q[c + 7], e.y, sum);
-        }
-      } else {
-        for (int c = part * 2; c < dim; c += 8) {
-          const float2 a = pair_of(t, *reinterpret_cast<const uint32_t*>(key + c));
-          sum = fmaf(q[c], a.x, sum), sum = fmaf(q[c + 1], a.y, sum);
-        }
-      }
+      for (int i = 0; i < kWords / 4; ++i)
+        *reinterpret_cast<uint4*>(words + 4 * i) = *reinterpret_cast<const uint4*>(key + c + 8 * i);
+    } else {
+      words[0] = *reinterpret_cast<const uint32_t*>(key + c);
     }
-    sum = sum + __shfl_xor_sync(kAllLanes, sum, 1);
-    sum = sum + __shfl_xor_sync(kAllLanes, sum, 2);
-    const float of_lane = __shfl_sync(kAllLanes, sum, lane % 8 * 4);
-    if (lane / 8 == i) mine = of_lane;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      const float2 pair = pair_of(t, words[i]);
+      sum = fmaf(q[c + 2 * i], pair.x, sum);
+      sum = fmaf(q[c + 2 * i + 1], pair.y, sum);
+    }
   }
-  return mine;
+  return sum;
 }
 
 /// kPairs: pairs of a value's elements that a lane adds up.
 template <int kPairs>
-__global__ void __launch_bounds__(kWarps* kWarp) attention_kernel(AttentionArgs a) {
+__global__ void __launch_bounds__(kWarps* kWarp, 2) attention_kernel(AttentionArgs a) {
   begin();
   __shared__ float q[kMaxHeadDim], parts[kWarps][kMaxHeadDim];
   __shared__ float largests[kWarps], weights[kWarps];
@@ -87,12 +71,15 @@ __global__ void __launch_bounds__(kWarps* kWarp) attention_kernel(AttentionArgs 
   float2 sum[kPairs] = {};
   for (int first = warp * kAttentionStep; first < seen; first += kWarps * kAttentionStep) {
     const int at = first + lane, valid = min(seen - first, kAttentionStep);
-    const int entry = lane >= valid ? 0
-                      : at < committed
-                          ? at
-                          : static_cast<int>(entry_of_scratch(spec, path[at - committed]));
-    const float product = score_of(spec.dtype, q, keys, entry, valid, dim);
-    const float score = lane < valid ? scale * product : kLowest;
+    int entry = 0;
+    float score = kLowest;
+    if (lane < valid) {
+      entry = at < committed ? at : static_cast<int>(entry_of_scratch(spec, path[at - committed]));
+      const uint16_t* key = keys + int64_t{entry} * dim;
+      score = scale * (dim % 32 == 0  ? dot<16>(spec.dtype, q, key, dim)
+                       : dim % 8 == 0 ? dot<4>(spec.dtype, q, key, dim)
+                                      : dot<1>(spec.dtype, q, key, dim));
+    }
     const float most = warp_most(score);
     const float top = most > largest ? most : largest, shrink = exp2f(largest - top);
     const float share = lane < valid ? exp2f(score - top) : 0.f;

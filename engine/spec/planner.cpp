@@ -123,7 +123,10 @@ Planner::Wish Planner::best(int slot, int drafter, const Round& round, int depth
 }
 
 float Planner::hope(int drafter, const Round& round, int depth) const {
-  const float each = price(drafter, round);
+  // What it took last time counts where that is less: a price may have been learned in worse times.
+  const Drafter& d = drafters_[drafter];
+  float each = price(drafter, round);
+  if (d.levels > 0) each *= static_cast<float>(std::min(1.0, d.last * d.levels / d.ms));
   float out = 1;
   for (int n = 1; n <= depth; ++n) {
     const auto guesses = static_cast<float>(n);
@@ -254,6 +257,7 @@ void Planner::paid(int drafter, int depth, std::optional<double> ms) {
   if (!ms) return;
   double took = std::max(*ms, 0.0);
   if (d.levels > 0) took = std::min(took, kOdd * depth * d.ms / d.levels);  // it was interrupted
+  d.last = took / std::max(depth, 1);
   d.ms = d.ms * kPriceMemory + took, d.levels = d.levels * kPriceMemory + depth;
 }
 

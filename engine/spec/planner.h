@@ -105,6 +105,7 @@ class Planner {
     std::vector<int> sizes;          // of trees that are told apart, rising; chains are one size
     std::vector<float> right, seen;  // [sizes, kMaxDepth]
     double ms = 0, levels = 0;
+    double last = 0;     // milliseconds of a level of depth, when it was last asked
     bool asked = false;  // and so its price is known as well as it can be
   };
   /// What it has shown in a slot's text, and its rests there.

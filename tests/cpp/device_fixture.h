@@ -1,5 +1,5 @@
-// What the tests of devices share: the backends they run over, each beside the CPU's portable kernels,
-// and random rounds in a backend's memory.
+// What the tests of devices share: the backends they run over, each beside the CPU's portable
+// kernels, and random rounds in a backend's memory.
 #pragma once
 
 #include <random>

@@ -1,6 +1,7 @@
 // The operators of a backend that add up, through backend.h alone: products of every format against
-// fp64, and the same bits for a row whatever stands beside it; what a projection does before and after
-// its product, attention and the cache beside the CPU's portable kernels, as near as roundings allow.
+// fp64, and the same bits for a row whatever stands beside it; what a projection does before and
+// after its product, attention and the cache beside the CPU's portable kernels, as near as
+// roundings allow.
 #include <algorithm>
 #include <cstring>
 #include <numeric>
@@ -42,7 +43,8 @@ std::vector<ProductCase> product_cases() {
         for (const auto& [n, k] :
              {std::pair{40, 64}, {33, 96}, {16, 160}, {50, 384}, {600, 576}, {24, 2176}})
           for (const DType type : {DType::bf16, DType::f16})
-            if (!group || k % group == 0) out.push_back({format, mode, group, n, k, type});
+            if ((!group || k % group == 0) && (type == DType::bf16 || k == 576))
+              out.push_back({format, mode, group, n, k, type});
   return out;
 }
 
@@ -79,9 +81,9 @@ void check_products(AnyMachine& m, const ProductCase& c, std::span<const LinearK
 }
 
 TEST_P(DeviceTest, ProductsOfEveryFormatMatchFp64AndAreTheSameForARowAlone) {
-  AnyMachine m(subject());
   for (const ProductCase& c : product_cases())
     for (const bool own : {false, true}) {
+      AnyMachine m(subject());
       SCOPED_TRACE(testing::Message()
                    << c.format->name << (c.mode.act == Act::a8 ? " a8 g" : " a16 g") << c.group
                    << ' ' << c.n << 'x' << c.k << ' ' << name(c.type)

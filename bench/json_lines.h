@@ -29,8 +29,9 @@ class JsonLines {
   }
   void write(const Json& line) {
     // A model's path need not be UTF-8.
-    (file_.is_open() ? file_ : std::cout)
-        << line.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl;
+    std::ostream& out = file_.is_open() ? file_ : std::cout;
+    out << line.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl;
+    if (!out) throw std::runtime_error("--json: a line could not be written; is the disk full?");
   }
 
  private:

@@ -73,6 +73,10 @@ std::vector<std::vector<stepladder::Token>> read_prompts(const std::string& path
     const Json value = Json::parse(line, nullptr, false);
     const Json& tokens = value.is_object() && value.contains("tokens") ? value["tokens"] : value;
     try {
+      for (const Json& token : tokens)
+        if (!tokens.is_array() || !token.is_number_integer() || token.get<int64_t>() < 0 ||
+            token.get<int64_t>() > INT32_MAX)
+          throw std::runtime_error(where + ": no array of token ids");
       out.push_back(tokens.get<std::vector<stepladder::Token>>());
     } catch (const Json::exception&) {
       throw std::runtime_error(where + ": no array of token ids");

@@ -88,6 +88,9 @@ T read_struct(const T* given, T defaults, const char* name) {
   const size_t size = given->struct_size;
   check(size >= sizeof(size_t) && size <= 65536, Code::invalid_argument, name, "->struct_size is ",
         size, "; call its init function, or set it to sizeof");
+  // A struct of any version ends where one can; a size that does not may cut a pointer in half.
+  check(size % alignof(T) == 0, Code::invalid_argument, name, "->struct_size is ", size,
+        ", which ends inside a field; set it to sizeof");
   const auto* bytes = reinterpret_cast<const unsigned char*>(given);
   for (size_t i = sizeof(T); i < size; ++i)
     check(bytes[i] == 0, Code::unsupported, name, " sets an option that this library (",

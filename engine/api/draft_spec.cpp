@@ -137,9 +137,11 @@ void check_options(const LevelSpec& level, const std::string& name) {
     const auto& [option, value] = given[i];
     const auto known = std::find_if(kind.options.begin(), kind.options.end(),
                                     [&](const DrafterOption& o) { return option == o.name; });
+    std::string options;
+    for (const DrafterOption& o : kind.options)
+      options += (options.empty() ? "" : ", ") + std::string(o.name);
     check(known != kind.options.end(), Code::invalid_argument, "draft: ", option, "= of '", name,
-          "' has no meaning there", drafter_words(option).empty() ? "" : "; it belongs to ",
-          drafter_words(option));
+          "' has no meaning there; ", kind.word, " has ", options.empty() ? "no options" : options);
     check(value >= known->low && value <= known->high, Code::invalid_argument, "draft: ", option,
           "=", value, " of '", name, "' is out of range; it must be from ", known->low, " to ",
           known->high);
@@ -182,9 +184,13 @@ void read_option(const std::string& piece, const std::string& text, LevelSpec& l
         "': only a cast has a choice of caches; a switch always shares, the others have their own");
     level.shared_cache = name == "shared", own = name == "own";
   } else if (name == "tokens") {
+    check(level.tokens == 0, Code::invalid_argument, "draft: tokens= of '", text,
+          "' is given twice");
     level.tokens = number(value, 1, name, text);
   } else if (name == "head") {
     check(!value.empty(), Code::invalid_argument, "draft: head= in '", text, "' names no format");
+    check(level.head.empty(), Code::invalid_argument, "draft: head= of '", text,
+          "' is given twice");
     level.head = value;
   } else {
     check(!name.empty() && !drafter_words(name).empty(), Code::invalid_argument,

@@ -4,6 +4,10 @@
 #include <fstream>
 #include <limits>
 #include <string>
+#if defined(__linux__)
+#include <sys/resource.h>
+#include <unistd.h>
+#endif
 
 namespace stepladder {
 namespace {
@@ -16,6 +20,16 @@ size_t number_in(const char* path) {
   std::ifstream file(path);
   size_t value = 0;
   return file >> value ? value : kUnknown;
+}
+
+/// What the process may still map: `ulimit -v`.
+size_t left_to_map() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return kUnknown;
+  const size_t pages = number_in("/proc/self/statm");
+  if (pages == kUnknown) return kUnknown;
+  const size_t used = pages * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return limit.rlim_cur > used ? limit.rlim_cur - used : 0;
 }
 #endif
 
@@ -37,6 +51,7 @@ size_t available_host_bytes() {
   const size_t used = number_in("/sys/fs/cgroup/memory.current");
   if (limit != kUnknown && used != kUnknown)
     available = std::min(available, limit > used ? limit - used : 0);
+  available = std::min(available, left_to_map());
 #endif
   return available;
 }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <deque>
 #include <mutex>
+#include <span>
 
 #include "backends/memory.h"
 #include "core/round_up.h"
@@ -155,10 +156,13 @@ class ModelLoader {
   /// A tied head in the model's own type is the embedding, read once for both.
   Matrix& open_head() {
     const std::string prefix = c_.tied_head ? names_.embedding : names_.head;
+    // Neither has one in any family, whichever of the two is read.
+    Matrix none;
+    for (const char* name : {names_.embedding, names_.head})
+      load_bias(none, std::string(name) + ".bias", c_.vocab, false);
     const WeightFormat& format = format_of(checkpoint_, prefix);
     if (embedding_ && c_.tied_head && std::string_view(format.name) == "dense" &&
         format.open(checkpoint_, prefix, c_.vocab, c_.width)->desc().code == c_.dtype) {
-      load_bias(*embedding_, prefix + ".bias", c_.vocab, false);
       return *embedding_;
     }
     return open({prefix}, {c_.vocab}, c_.width, false);
@@ -292,6 +296,7 @@ class ModelLoader {
         const size_t size = size_t(rows.count) * rows.k;
         float* const values = memory.cast_values.take<float>(size);
         dequantize(rows, values);
+        check_finite(m.name, rows, {values, size});
         const CanonicalWeight weight = copy.cast->cast({values, size}, rows.count, rows.k, 0);
         WeightRows cast = rows_of(weight, memory.cast_codes);
         cast.n = rows.n, cast.first = rows.first;
@@ -299,6 +304,16 @@ class ModelLoader {
       }
     }
     if (!backend_.on_host()) hand_over(m);
+  }
+
+  /// Codes and scales are finite each, but their product may not be.
+  void check_finite(const std::string& name, const WeightRows& rows,
+                    std::span<const float> values) const {
+    const auto bad =
+        std::find_if_not(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
+    check(bad == values.end(), Code::model_format, checkpoint_.where(), ": ", name, ": row ",
+          rows.first + (bad - values.begin()) / rows.k,
+          " has a weight beyond the range of f32 (its code times its scale); the file is damaged");
   }
 
   std::byte* host_memory(Copy& copy) {

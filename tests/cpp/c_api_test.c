@@ -113,6 +113,11 @@ static void test_refusals(const char* path) {
   params.device = NULL;
   params.struct_size = 0;
   EXPECT_REFUSED(sl_model_open(path, &params, &model), SL_INVALID_ARGUMENT, "struct_size");
+  /* Half of a pointer is none. */
+  params.draft = "lookup";
+  params.struct_size = sizeof(size_t) + 4;
+  EXPECT_REFUSED(sl_model_open(path, &params, &model), SL_INVALID_ARGUMENT, "inside a field");
+  params.draft = NULL;
   EXPECT(sl_stream_begin(NULL, NULL, &stream) == SL_INVALID_ARGUMENT && stream == NULL);
   chunk.struct_size = sizeof chunk;
   EXPECT(sl_stream_next(NULL, &chunk) == SL_INVALID_ARGUMENT);

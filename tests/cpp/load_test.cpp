@@ -211,6 +211,42 @@ TEST(Load, AnErrorInTheLastMatrixEndsIt) {
                  Code::model_format, {"lm_head.weight", "element 767999 "});
 }
 
+// A scale that is finite may still take its weights out of the range of f32, which a cast meets.
+TEST(Load, AWeightBeyondTheRangeOfFloatsIsTheFilesFault) {
+  MemoryCheckpoint c = tiny_checkpoint({.format = "w8a16", .layers = 2});
+  const std::string tensor = "model.layers.1.self_attn.o_proj.weight_scale";
+  const TensorInfo info = *c.find(tensor);
+  std::vector<float> scales(size_t(info.shape[0]), 1.f);
+  scales[5] = 3.4e38f;
+  c.add(tensor, "F32", info.shape, scales);
+  const Cast casts[] = {{"mxfp4", ""}};
+  expect_failure(
+      [&](Backend& backend, int threads) {
+        load_models(backend, c, read_config(c), options_for(threads), casts);
+      },
+      Code::model_format, {"model.layers.1.self_attn.o_proj", "row 5 "});
+}
+
+// Neither embedding nor head has a bias in any family, whichever of the two is read.
+TEST(Load, ABiasOfEmbeddingOrHeadIsRefusedUnlessItIsZero) {
+  for (const bool tied : {false, true})
+    for (const char* name : {"model.embed_tokens.bias", "lm_head.bias"})
+      for (const float value : {0.f, 1.f}) {
+        MemoryCheckpoint c = tiny_checkpoint({.layers = 1, .tied = tied});
+        const int vocab = read_config(c).vocab;
+        c.add(name, "F32", {vocab}, std::vector<float>(size_t(vocab), value));
+        const auto load = [&](Backend& backend, int threads) {
+          Model(backend, c, read_config(c), options_for(threads));
+        };
+        if (value != 0) {
+          expect_failure(load, Code::model_format, {name, "no bias there"});
+        } else {
+          CpuBackend backend("portable", 1);
+          load(backend, 1);
+        }
+      }
+}
+
 TEST(Load, OfSeveralErrorsTheFirstIsTold) {
   MemoryCheckpoint c = tiny_checkpoint({.layers = 3, .vocab = 6000});
   spoil(c, "model.layers.1.mlp.up_proj.weight", 300);

@@ -8,6 +8,7 @@
 
 #include "api/draft_spec.h"
 #include "core/error.h"
+#include "support/refusal.h"
 
 namespace stepladder {
 namespace {
@@ -137,6 +138,12 @@ TEST(DraftSpec, ADrafterIsAnEntryOfTheListByItsWord) {
   refused("above max", [](LevelSpec& l) { l.options.emplace_back("min", 8); });
   refused("speed=", [](LevelSpec& l) { l.options = {{"speed", 1}}; });
   refused("head", [](LevelSpec& l) { l.head = "int8"; });
+}
+
+TEST(Draft, AnOptionIsGivenOnce) {
+  for (const char* text :
+       {"lookup:tokens=1:tokens=2", "cast:int8:head=int8:head=mxfp4", "lookup:max=3:max=3"})
+    testing::expect_refused([&] { parse_draft(text); }, Code::invalid_argument, {"given twice"});
 }
 
 // ---- requests ------------------------------------------------------------------------------

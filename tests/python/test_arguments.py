@@ -199,12 +199,17 @@ def load_arguments():
         yield from [((name,), {name: v}) for v in ("8", 1.5, [8], True, Unprintable(), HUGE)]
     for name in ("device", "isa", "head"):
         yield from [
-            ((name,), {name: v}) for v in (5, b"cpu", ["cpu"], True, "\ud800", Unprintable())
+            ((name,), {name: v})
+            for v in (5, b"cpu", ["cpu"], True, "\ud800", Unprintable(), "cpu\0", "x" * 10**6)
         ]
     yield from [(("progress",), {"progress": v}) for v in (5, "bar", [])]
     for value in (5, 1.5, True, b"lookup", {"lookup": 1}, {"lookup"}, [5], [None], [[Lookup()]], object(), [b"x"],
                   Unprintable(), [HUGE]):  # fmt: skip
         yield ("draft", "Lookup()", "cast:FORMAT"), {"draft": value}
+    for value in ("cast:\0int8", "lookup," * 10**5):
+        yield ("draft",), {"draft": value}
+    for name in ("\ud800", "a\0b", "x" * 10**5, ""):
+        yield ("draft", "option"), {"draft": stepladder.Drafter("lookup", **{name: 1})}
     for value in (5, None, b"int8", ["int8"], True, ""):
         yield ("draft", "Cast: format"), {"draft": Cast(value)}
     for value in (5, None, True, ["own"], np.array(["own", "own"])):

@@ -1,5 +1,7 @@
 #include "backends/cuda/cuda_backend.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <sstream>
 #include <string>
@@ -54,6 +56,10 @@ int devices() {
 
 std::string missing() {
   int n = 0;
+  if (void* const driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL))
+    dlclose(driver);
+  else
+    return "no NVIDIA driver is installed here";
   if (const cudaError_t status = cudaGetDeviceCount(&n); status != cudaSuccess) {
     cudaGetLastError();
     return std::string("no NVIDIA GPU can be used (") + cudaGetErrorString(status) +

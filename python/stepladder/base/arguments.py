@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from .errors import FileError, InvalidArgumentError
 
 INT_MAX = (1 << 31) - 1
+MAX_WORD = 1 << 14  # characters of a name, or of a line of levels
 MAX_ITEMS = 1 << 20  # entries of an array, more than any context has
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -91,6 +92,16 @@ def string(name: str, value: Any) -> str:
     except UnicodeEncodeError as error:
         raise InvalidArgumentError(f"{name}: a lone surrogate at character {error.start}") from None
     return value
+
+
+def word(name: str, value: Any) -> str:
+    """`value` as text that a message can repeat: no control characters, and not a book."""
+    text = string(name, value)
+    if len(text) > MAX_WORD:
+        raise InvalidArgumentError(f"{name}: {len(text)} characters; {MAX_WORD} at most")
+    if any(c < " " and c not in "\t\r\n" for c in text):
+        raise InvalidArgumentError(f"{name}: a control character in {shown(text)}")
+    return text
 
 
 def path(name: str, value: Any) -> str:

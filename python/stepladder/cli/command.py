@@ -256,6 +256,21 @@ def _info_dict(value: Any) -> Any:
 def _inspect(args: argparse.Namespace) -> int:
 
     if args.draft is None:
+        given = [
+            f"--{name}"
+            for name, initial in (
+                ("device", "auto"),
+                ("isa", None),
+                ("threads", None),
+                ("context", None),
+                ("sequences", 1),
+            )
+            if getattr(args, name, initial) != initial
+        ]
+        if given:
+            raise InvalidArgumentError(
+                f"inspect: {given[0]} is for a load; give --draft LEVELS too, perhaps lookup"
+            )
         with _opening():
             info = inspect(args.model)
     else:
@@ -275,6 +290,7 @@ def _inspect(args: argparse.Namespace) -> int:
         ("weights", f"{level.format}, head {level.head}" if level else "?"),
         ("bytes", f"{info.total_bytes:,}"),
         ("backend", info.backend),
+        *([("threads", f"{info.threads}")] if args.draft is not None else []),
         *[("note", n) for n in info.notes],
     ]
     print("\n".join(f"{name:<16}{value}" for name, value in rows))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import _core
-from ..base.arguments import INT_MAX, shown, string, whole
+from ..base.arguments import INT_MAX, shown, whole, word
 from ..base.arguments import path as path_text
 from ..base.errors import FileError, InvalidArgumentError
 from ..files.hub import resolve
@@ -106,7 +106,7 @@ def fixed(draft: DraftOption) -> str | None:
 
 
 def _specs_of(level: Any) -> list[_core.LevelSpec]:
-    if isinstance(level, str) and not os.path.isdir(string("draft", level)):
+    if isinstance(level, str) and not os.path.isdir(word("draft", level)):
         return _parsed(level)
     if isinstance(level, (str, os.PathLike)):
         level = Draft(level)
@@ -127,7 +127,8 @@ def _specs_of(level: Any) -> list[_core.LevelSpec]:
         if level.argument is not None:
             spec.path = _path("Drafter: argument", level.argument)
         spec.options = [
-            (k, whole(f"draft: {k}", v, -INT_MAX, INT_MAX)) for k, v in level.options.items()
+            (_text("Drafter: an option", k), whole(f"draft: {k}", v, -INT_MAX, INT_MAX))
+            for k, v in level.options.items()
         ]
     elif isinstance(level, Draft):
         spec.kind, spec.path = _core.LevelKind.model, str(resolve(_path("Draft: path", level.path)))
@@ -176,7 +177,7 @@ def _path(name: str, value: Any) -> str:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise InvalidArgumentError(f"draft: {name}={shown(value)} is not text; {_FORMS}")
-    return string(f"draft: {name}", value)
+    return word(f"draft: {name}", value)
 
 
 def _head(name: str, value: Any) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _core
-from ..base.arguments import INT_MAX, callback, string, suggesting, whole
+from ..base.arguments import INT_MAX, callback, suggesting, whole, word
 from ..base.beside import Beside
 from ..base.progress import Report, bar
 from ..files.hub import resolve
@@ -52,7 +52,7 @@ def load(
     options.threads = 0 if threads is None else whole("threads", threads, 1)
     for name, value in (("device", device), ("isa", isa), ("head", head)):
         if value is not None:
-            setattr(options, name, string(name, value))
+            setattr(options, name, word(name, value))
     if not isinstance(progress, bool):
         callback("progress", progress)
     started = time.monotonic()

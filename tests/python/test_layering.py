@@ -23,7 +23,7 @@ STANDARD = re.compile(
 MACHINE = re.compile(r"<(unistd|fcntl|sched|pthread|errno|cpuid|\w+intrin|sys/\w+|linux/\w+)\.h>")
 JSON = re.compile(r"<nlohmann/json(_fwd)?\.hpp>")
 NANOBIND = re.compile(r"<nanobind/[\w/]+\.h>")
-DEVICE = re.compile(r"<(cuda\w*|cooperative_groups|mma)(/\w+)?(\.h)?>")
+DEVICE = re.compile(r"<((cuda\w*|cooperative_groups|mma)(/\w+)?(\.h)?|dlfcn\.h)>")
 CLI = re.compile(r"<(CLI/\w+\.hpp|benchmark/benchmark\.h)>")
 
 PUBLIC = ["stepladder/*.h"]

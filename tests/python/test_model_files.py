@@ -402,9 +402,11 @@ def test_errors_are_also_the_builtin_ones():
         VocabMismatchError, ValueError
     )
     assert issubclass(stepladder.InternalError, RuntimeError)
+    assert issubclass(stepladder.DeviceError, RuntimeError)
     names = [n for n in stepladder.__all__ if n.endswith("Error")]
     assert (
-        all(issubclass(getattr(stepladder, n), stepladder.Error) for n in names) and len(names) == 9
+        all(issubclass(getattr(stepladder, n), stepladder.Error) for n in names)
+        and len(names) == 10
     )
 
 

@@ -93,7 +93,7 @@ BAD = {
     "deep lists": "{{" + "[" * 50_000 + "]" * 50_000 + "}}",
     "deep ifs": "{% if 1 %}" * 5_000 + "{% endif %}" * 5_000,
     "large source": "x" * 66_000,
-    "many parts": "{{a}}" * 13_000,
+    "many parts": "{{a}}x" * 10_900,
     "many constants": "{{[" + "1," * 30_000 + "]}}",
     "many operators": "{{" + "+".join("1" * 30_000) + "}}",
     "many filters": "{{a" + "|e" * 30_000 + "}}",

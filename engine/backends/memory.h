@@ -38,7 +38,7 @@ inline Rows take_rows(Arena& arena, int capacity, int depth, int sequences) {
 /// What a backend's cache can hold.
 struct KVLimits {
   const char* backend;  // for messages
-  int head_dim, scratch;
+  int head_dim;
 };
 /// Throws Error naming what of a cache's shape is wrong or more than the backend can hold.
 void check_kv_shape(const KVSpec&, const KVLimits&);

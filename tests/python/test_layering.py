@@ -43,6 +43,7 @@ LAYERS = [
     ("engine/backends/operators.h", ["backends/tables.h", "core/*.h"], [STANDARD]),
     ("engine/backends/backend.h", ["backends/operators.h"], [STANDARD]),
     ("engine/backends/composed.h", ["backends/operators.h"], [STANDARD]),
+    ("engine/backends/follow.h", ["backends/operators.h"], [STANDARD]),
     ("engine/backends/backend.cpp", ["backends/backend.h", "generated/*.h", *CORE], [STANDARD]),
     ("engine/backends/cpu/*", ["backends/*.h", "generated/*.h", *CORE], [STANDARD, MACHINE]),
     (

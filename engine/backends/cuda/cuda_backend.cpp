@@ -17,10 +17,8 @@ using cuda::must;
 
 namespace {
 
-constexpr int kMaxScratch = 65535;  // a path holds slots in 16 bits
-
 void check_kv(const KVSpec& s) {
-  check_kv_shape(s, {.backend = "CUDA", .head_dim = cuda::kMaxHeadDim, .scratch = kMaxScratch});
+  check_kv_shape(s, {.backend = "CUDA", .head_dim = cuda::kMaxHeadDim});
 }
 
 /// Whether the build has code for such a device: its own, one of an earlier minor version, or PTX
@@ -253,11 +251,9 @@ void CudaBackend::read_features(uint16_t* host_to, const KVView& kv, int slot, i
 // ---- operators -------------------------------------------------------------------------------
 
 template <class Args>
-void CudaBackend::launch(void (*kernel)(const Args&, cudaStream_t), const Args& args,
-                         const char* what) {
+void CudaBackend::launch(void (*kernel)(const Args&, cudaStream_t), const Args& args) {
   begin_work();
   kernel(args, stream_);
-  must(cudaPeekAtLastError(), what);
 }
 
 size_t CudaBackend::workspace_bytes(const ProjectArgs& a) const { return steps_workspace_bytes(a); }
@@ -270,25 +266,25 @@ bool CudaBackend::linear_and_gate(const LinearArgs& a, const Tensor& out) {
   return kernel->gated(a, out, stream_);
 }
 
-void CudaBackend::rms_norm(const RmsNormArgs& a) { launch(cuda::rms_norm, a, "norm"); }
-void CudaBackend::quantize(const QuantizeArgs& a) { launch(cuda::quantize, a, "quantize"); }
+void CudaBackend::rms_norm(const RmsNormArgs& a) { launch(cuda::rms_norm, a); }
+void CudaBackend::quantize(const QuantizeArgs& a) { launch(cuda::quantize, a); }
 void CudaBackend::linear(const LinearArgs& a) {
-  launch(a.kernel ? static_cast<const cuda::CudaKernel&>(*a.kernel).run : cuda::described_linear, a,
-         "linear");
+  launch(a.kernel ? static_cast<const cuda::CudaKernel&>(*a.kernel).run : cuda::described_linear,
+         a);
 }
-void CudaBackend::rope_append(const RopeAppendArgs& a) { launch(cuda::rope_append, a, "rope"); }
-void CudaBackend::gated_act(const GatedActArgs& a) { launch(cuda::gated_act, a, "gate"); }
+void CudaBackend::rope_append(const RopeAppendArgs& a) { launch(cuda::rope_append, a); }
+void CudaBackend::gated_act(const GatedActArgs& a) { launch(cuda::gated_act, a); }
 
-void CudaBackend::expand(const ExpandArgs& a) { launch(cuda::expand, a, "expand"); }
-void CudaBackend::embed(const EmbedArgs& a) { launch(cuda::embed, a, "embed"); }
-void CudaBackend::attention(const AttentionArgs& a) { launch(cuda::attention, a, "attention"); }
-void CudaBackend::feature(const FeatureArgs& a) { launch(cuda::feature, a, "feature"); }
-void CudaBackend::advance(const AdvanceArgs& a) { launch(cuda::advance, a, "advance"); }
-void CudaBackend::follow(const FollowArgs& a) { launch(cuda::follow, a, "follow"); }
-void CudaBackend::choose(const ChooseArgs& a) { launch(cuda::choose, a, "choose"); }
-void CudaBackend::logprobs(const LogprobArgs& a) { launch(cuda::logprobs, a, "logprobs"); }
-void CudaBackend::accept(const AcceptArgs& a) { launch(cuda::accept, a, "accept"); }
-void CudaBackend::keep(const KeepArgs& a) { launch(cuda::keep, a, "keep"); }
-void CudaBackend::count(const CountArgs& a) { launch(cuda::count, a, "count"); }
+void CudaBackend::expand(const ExpandArgs& a) { launch(cuda::expand, a); }
+void CudaBackend::embed(const EmbedArgs& a) { launch(cuda::embed, a); }
+void CudaBackend::attention(const AttentionArgs& a) { launch(cuda::attention, a); }
+void CudaBackend::feature(const FeatureArgs& a) { launch(cuda::feature, a); }
+void CudaBackend::advance(const AdvanceArgs& a) { launch(cuda::advance, a); }
+void CudaBackend::follow(const FollowArgs& a) { launch(cuda::follow, a); }
+void CudaBackend::choose(const ChooseArgs& a) { launch(cuda::choose, a); }
+void CudaBackend::logprobs(const LogprobArgs& a) { launch(cuda::logprobs, a); }
+void CudaBackend::accept(const AcceptArgs& a) { launch(cuda::accept, a); }
+void CudaBackend::keep(const KeepArgs& a) { launch(cuda::keep, a); }
+void CudaBackend::count(const CountArgs& a) { launch(cuda::count, a); }
 
 }  // namespace stepladder

@@ -65,7 +65,7 @@ class CudaBackend final : public Backend, private ProjectSteps {
   /// What precedes the first piece of work after a wait.
   void begin_work();
   template <class Args>
-  void launch(void (*kernel)(const Args&, cudaStream_t), const Args&, const char* what);
+  void launch(void (*kernel)(const Args&, cudaStream_t), const Args&);
 
   int index_;
   cudaDeviceProp properties_{};

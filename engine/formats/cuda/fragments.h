@@ -5,12 +5,11 @@
 // of rows g and g + 8: for either half of a block, the instruction's 16 k, they are its fragment,
 // if activations are read in the same order, which is one aligned load of eight values.
 //
-//   codes    [tile][unit][vector][lane] 16 bytes; k past the row's end and outputs past the last
-//   are zeros scales   from the next multiple of 256 bytes on, in pairs, of rows g and g + 8
-//              one a row, or none      [tile][16], each for itself
-//              in groups               [tile][place][g][span] pairs: a place is a group, or a unit
-//              and
-//                                      its spans where there are several groups in one
+//   codes    [tile][unit][vector][lane] 16 bytes; what lies past n or k is zeros
+//   scales   from the next multiple of 256 bytes on
+//              one a row      [tile][16]
+//              in groups      [tile][place][g][span], pairs of rows g and g + 8; a place is a
+//                             group, or a unit with its spans where it has several groups
 //
 // Of 16 bits: vector v has half v % 2 of block v / 2, as (g; k, k+1) (g+8; k, k+1) (g; k+2, k+3)
 // (g+8; k+2, k+3) with k = 8 t + 4 (v % 2). Of 8: vector b has block b, eight bytes of row g, then

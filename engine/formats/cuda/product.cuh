@@ -333,14 +333,21 @@ void product_in_groups(const ProductArgs& p, cudaStream_t stream) {
                                           : product_of_groups<Codes, kBf16, DType::f16>(p, stream);
 }
 
-/// As CudaKernel::gated, by `run`, which takes the arguments of a product.
-template <class Run>
-bool product_and_gate(const LinearArgs& a, const Tensor& out, const Run& run) {
-  ProductArgs p = product_args(a);
-  if (p.slices == kProductWarps || a.weight.n % (2 * kTileRows) != 0) return false;
-  p.gated = true, p.out = out;
-  run(p);
-  return true;
-}
+/// The functions of a CudaKernel. Body<kBf16>::run is a format's product with tokens of bf16, or
+/// f16.
+template <template <bool kBf16> class Body>
+struct Products {
+  static void queue(const ProductArgs& p, cudaStream_t stream) {
+    p.args.x.dtype == DType::bf16 ? Body<true>::run(p, stream) : Body<false>::run(p, stream);
+  }
+  static void run(const LinearArgs& a, cudaStream_t stream) { queue(product_args(a), stream); }
+  static bool gated(const LinearArgs& a, const Tensor& out, cudaStream_t stream) {
+    ProductArgs p = product_args(a);
+    if (p.slices == kProductWarps || a.weight.n % (2 * kTileRows) != 0) return false;
+    p.gated = true, p.out = out;
+    queue(p, stream);
+    return true;
+  }
+};
 
 }  // namespace stepladder::cuda

@@ -33,22 +33,21 @@ __global__ void mixed_kernel(ProductArgs p) {
   *y = a.accumulate ? *y + sum : sum;
 }
 
-void run_product(const ProductArgs& p, cudaStream_t stream) {
-  p.args.x.dtype == DType::bf16
-      ? product_of_rows<DenseCodes<true>, true, 0, DType::f32>(p, stream)
-      : product_of_rows<DenseCodes<false>, false, 0, DType::f32>(p, stream);
-}
+template <bool kBf16>
+struct Body {
+  static void run(const ProductArgs& p, cudaStream_t stream) {
+    product_of_rows<DenseCodes<kBf16>, kBf16, 0, DType::f32>(p, stream);
+  }
+};
 
 void run(const LinearArgs& a, cudaStream_t stream) {
-  const ProductArgs p = product_args(a);
-  if (a.x.dtype == a.weight.desc.code) return run_product(p, stream);
+  if (a.x.dtype == a.weight.desc.code) return Products<Body>::run(a, stream);
   const dim3 grid((a.weight.n + kProductWarps - 1) / kProductWarps, a.live.capacity);
-  launch_kernel(mixed_kernel, grid, kProductWarps * kWarp, 0, stream, p);
+  launch_kernel(mixed_kernel, grid, kProductWarps * kWarp, 0, stream, product_args(a));
 }
 
 bool gated(const LinearArgs& a, const Tensor& out, cudaStream_t stream) {
-  return a.x.dtype == a.weight.desc.code &&
-         product_and_gate(a, out, [&](const ProductArgs& p) { run_product(p, stream); });
+  return a.x.dtype == a.weight.desc.code && Products<Body>::gated(a, out, stream);
 }
 
 constexpr CudaKernel kRun{{}, run, gated};

@@ -6,21 +6,13 @@ namespace stepladder::cuda {
 namespace {
 
 template <bool kBf16>
-void run_as(const ProductArgs& p, cudaStream_t stream) {
-  product_of_rows<NibbleCodes<kBf16, Nibbles::e2m1>, kBf16, 4, DType::e8m0>(p, stream);
-}
+struct Body {
+  static void run(const ProductArgs& p, cudaStream_t stream) {
+    product_of_rows<NibbleCodes<kBf16, Nibbles::e2m1>, kBf16, 4, DType::e8m0>(p, stream);
+  }
+};
 
-void run_product(const ProductArgs& p, cudaStream_t stream) {
-  p.args.x.dtype == DType::bf16 ? run_as<true>(p, stream) : run_as<false>(p, stream);
-}
-
-void run(const LinearArgs& a, cudaStream_t stream) { run_product(product_args(a), stream); }
-
-bool gated(const LinearArgs& a, const Tensor& out, cudaStream_t stream) {
-  return product_and_gate(a, out, [&](const ProductArgs& p) { run_product(p, stream); });
-}
-
-constexpr CudaKernel kRun{{}, run, gated};
+constexpr CudaKernel kRun{{}, Products<Body>::run, Products<Body>::gated};
 constexpr LinearKernel kKernels[] = {{"mxfp4", kA16, "cuda", &fragments, &kRun}};
 
 }  // namespace

@@ -2,6 +2,7 @@
 // the gated activation, and moving accepted entries from scratch to the region.
 #include "backends/cpu/kv_layout.h"
 #include "backends/cpu/simd.h"
+#include "backends/follow.h"
 
 namespace stepladder::SL_ISA {
 namespace {
@@ -124,23 +125,7 @@ void feature(const FeatureArgs& a, Lane lane) {
 void follow(const FollowArgs& a, Lane lane) {
   if (lane.part != 0) return;
   const int sequences = *a.count < a.capacity ? *a.count : a.capacity;
-  for (int i = 0; i < sequences; ++i) {
-    PlanEntry& e = a.entries[i];
-    const RoundResult& said = a.result[i];
-    RoundResult& out = a.out[i];
-    if (a.first) out.emitted = 0;
-    for (int j = 0; j < said.emitted && out.emitted < kMaxEmitted; ++j, ++out.emitted) {
-      out.token[out.emitted] = said.token[j], out.logit[out.emitted] = said.logit[j];
-      a.tokens[e.first_tentative + e.tentative++] = said.token[j];
-    }
-    e.missing = 0;
-    e.root_position += said.emitted;
-    const bool on = said.emitted > 0 && out.emitted < e.wanted && e.root_position < a.context;
-    a.trees.count[i] = on ? 1 : 0;
-    const int64_t root = int64_t{i} * a.trees.capacity;
-    a.trees.token[root] = on ? said.token[said.emitted - 1] : 0;
-    a.trees.parent[root] = -1;
-  }
+  for (int i = 0; i < sequences; ++i) follow_sequence(a, i);
 }
 
 namespace {

@@ -5,6 +5,7 @@
 // largest ranks, so a filter is a least rank; it is found eight bits at a time from histograms of
 // integer weights, whose sums are exact in any order.
 #include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/device/rank.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"
 #include "core/noise.h"
@@ -13,19 +14,8 @@
 namespace stepladder::cuda {
 namespace {
 
-using Rank = unsigned long long;  // what atomicAdd takes
-
 constexpr int kThreads = 1024, kBins = 256, kBinBits = 8, kRankBits = 64;
 constexpr float kMostNoise = 23.f;  // gumbel() stays below 22.9
-
-__device__ Rank rank_of(float value, int id) {
-  const uint32_t key = static_cast<uint32_t>(order_key(value)) ^ 0x80000000u;
-  return static_cast<Rank>(key) << 32 | ~static_cast<uint32_t>(id);
-}
-__device__ int id_of(Rank rank) { return static_cast<int>(~static_cast<uint32_t>(rank)); }
-__device__ float value_of(Rank rank) {
-  return from_order_key(static_cast<int32_t>(static_cast<uint32_t>(rank >> 32) ^ 0x80000000u));
-}
 
 /// A row of logits with what shapes it. Tokens that the counts do not know are the level's own
 /// guesses and those on the node's path.

@@ -1,14 +1,13 @@
 // Log-probabilities of the raw logits: of the choice itself and of the likeliest tokens. A thread
 // block a node.
 #include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/device/rank.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"
 #include "core/noise.h"
 
 namespace stepladder::cuda {
 namespace {
-
-using Rank = unsigned long long;
 
 constexpr int kThreads = 512;
 
@@ -24,8 +23,7 @@ __device__ Rank next_likeliest(const float* logits, int vocab, Rank below) {
   Rank most = 0;
   for (int id = threadIdx.x; id < vocab; id += kThreads) {
     if (!(logits[id] > -__builtin_inff())) continue;
-    const uint32_t key = static_cast<uint32_t>(order_key(logits[id])) ^ 0x80000000u;
-    const Rank rank = static_cast<Rank>(key) << 32 | ~static_cast<uint32_t>(id);
+    const Rank rank = rank_of(logits[id], id);
     if (rank < below && rank > most) most = rank;
   }
   return block_most(most);
@@ -38,8 +36,7 @@ __global__ void logprobs_kernel(LogprobArgs a) {
   const int node = first_row(a.live) + j;
   const float* logits = row_of<const float>(a.logits, j);
   const Rank first = next_likeliest(logits, a.vocab, ~Rank{0});
-  const int id = static_cast<int>(~static_cast<uint32_t>(first));
-  const float top = first ? logits[id] : -__builtin_inff();
+  const float top = first ? logits[id_of(first)] : -__builtin_inff();
   double total = 0;
   for (int i = threadIdx.x; i < a.vocab; i += kThreads)
     total += static_cast<double>(fixed_exp(logits[i] == top ? 0.f : logits[i] - top));
@@ -50,7 +47,7 @@ __global__ void logprobs_kernel(LogprobArgs a) {
   Rank rank = first;
   for (int i = 0; i < min(asked, a.most); ++i) {
     if (threadIdx.x == 0) {
-      const int token = rank ? static_cast<int>(~static_cast<uint32_t>(rank)) : -1;
+      const int token = rank ? id_of(rank) : -1;
       a.top_token[list + i] = token;
       a.top_logprob[list + i] = rank ? logprob(logits[token], top, log_total) : -__builtin_inff();
     }

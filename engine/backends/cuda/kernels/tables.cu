@@ -4,6 +4,7 @@
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"
+#include "backends/follow.h"
 
 namespace stepladder::cuda {
 namespace {
@@ -84,21 +85,7 @@ __global__ void follow_kernel(FollowArgs a) {
   begin();
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (i >= a.capacity || i >= *a.count) return;
-  PlanEntry& e = a.entries[i];
-  const RoundResult& said = a.result[i];
-  RoundResult& out = a.out[i];
-  if (a.first) out.emitted = 0;
-  for (int j = 0; j < said.emitted && out.emitted < kMaxEmitted; ++j, ++out.emitted) {
-    out.token[out.emitted] = said.token[j], out.logit[out.emitted] = said.logit[j];
-    a.tokens[e.first_tentative + e.tentative++] = said.token[j];
-  }
-  e.missing = 0;
-  e.root_position += said.emitted;
-  const bool on = said.emitted > 0 && out.emitted < e.wanted && e.root_position < a.context;
-  a.trees.count[i] = on ? 1 : 0;
-  const int64_t root = int64_t{i} * a.trees.capacity;
-  a.trees.token[root] = on ? said.token[said.emitted - 1] : 0;
-  a.trees.parent[root] = -1;
+  follow_sequence(a, i);
 }
 
 /// The first node behind `node` that is its child and bears the token, or `nodes`. A whole warp.

@@ -33,14 +33,15 @@ __global__ void __launch_bounds__(kThreads)
   if (all == 0x9e3779b9u) *out = 1.f;  // keeps the loads
 }
 
-void run(const LinearArgs& a, cudaStream_t stream) {
-  launch_kernel(read_kernel, 132 * 4, kThreads, 0, stream, static_cast<const uint4*>(a.weight.data),
-                static_cast<int64_t>(a.weight.bytes / sizeof(uint4)),
-                static_cast<float*>(a.y.data));
+void project(const ProjectArgs& a, cudaStream_t stream) {
+  const PackedWeight& w = a.weight.packed;
+  launch_kernel(read_kernel, 132 * 4, kThreads, 0, stream, static_cast<const uint4*>(w.data),
+                static_cast<int64_t>(w.bytes / sizeof(uint4)),
+                static_cast<float*>(std::get<Store>(a.result).y.data));
 }
 
 }  // namespace
 
-extern const CudaKernel kReadWeight{{}, run};
+extern const CudaKernel kReadWeight{{}, project};
 
 }  // namespace bench

@@ -58,12 +58,10 @@ void run_steps(const ProjectArgs& a, ProjectSteps& steps) {
     product.y = add->residual;
     product.accumulate = true;
   }
-  const auto* gate = std::get_if<Gate>(&a.result);
-  if (gate && steps.linear_and_gate(product, gate->out)) return;
   steps.linear(product);
   if (const auto* rope = std::get_if<RopeAppend>(&a.result))
     steps.rope_append({a.live, between.y, *rope});
-  else if (gate)
+  else if (const auto* gate = std::get_if<Gate>(&a.result))
     steps.gated_act({a.live, between.y, gate->out});
 }
 

@@ -60,9 +60,6 @@ class ProjectSteps {
   virtual void linear(const LinearArgs&) = 0;
   virtual void rope_append(const RopeAppendArgs&) = 0;
   virtual void gated_act(const GatedActArgs&) = 0;
-  /// The product and the gate as one, where a backend has that for it; else false and nothing is
-  /// done.
-  virtual bool linear_and_gate(const LinearArgs&, const Tensor& /*out*/) { return false; }
 };
 /// Runs those that a projection has, over pieces of its workspace.
 void run_steps(const ProjectArgs&, ProjectSteps&);

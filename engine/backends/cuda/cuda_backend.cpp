@@ -257,21 +257,16 @@ void CudaBackend::launch(void (*kernel)(const Args&, cudaStream_t), const Args& 
 }
 
 size_t CudaBackend::workspace_bytes(const ProjectArgs& a) const { return steps_workspace_bytes(a); }
-void CudaBackend::project(const ProjectArgs& a) { run_steps(a, *this); }
-
-bool CudaBackend::linear_and_gate(const LinearArgs& a, const Tensor& out) {
-  const auto* kernel = static_cast<const cuda::CudaKernel*>(a.kernel);
-  if (!kernel || !kernel->gated) return false;
-  begin_work();
-  return kernel->gated(a, out, stream_);
+void CudaBackend::project(const ProjectArgs& a) {
+  if (a.weight.kernel)
+    launch(static_cast<const cuda::CudaKernel*>(a.weight.kernel)->project, a);
+  else
+    run_steps(a, *this);
 }
 
 void CudaBackend::rms_norm(const RmsNormArgs& a) { launch(cuda::rms_norm, a); }
 void CudaBackend::quantize(const QuantizeArgs& a) { launch(cuda::quantize, a); }
-void CudaBackend::linear(const LinearArgs& a) {
-  launch(a.kernel ? static_cast<const cuda::CudaKernel&>(*a.kernel).run : cuda::described_linear,
-         a);
-}
+void CudaBackend::linear(const LinearArgs& a) { launch(cuda::described_linear, a); }
 void CudaBackend::rope_append(const RopeAppendArgs& a) { launch(cuda::rope_append, a); }
 void CudaBackend::gated_act(const GatedActArgs& a) { launch(cuda::gated_act, a); }
 

@@ -58,7 +58,6 @@ class CudaBackend final : public Backend, private ProjectSteps {
   void linear(const LinearArgs&) override;
   void rope_append(const RopeAppendArgs&) override;
   void gated_act(const GatedActArgs&) override;
-  bool linear_and_gate(const LinearArgs&, const Tensor& out) override;
 
   /// Makes the device current in the calling thread.
   void use() const;

@@ -30,12 +30,9 @@ void keep(const KeepArgs&, cudaStream_t);
 void choose(const ChooseArgs&, cudaStream_t);
 void logprobs(const LogprobArgs&, cudaStream_t);
 
-/// A format's fast product on CUDA.
+/// A format's fast path on CUDA: a whole projection.
 struct CudaKernel : FastKernel {
-  void (*run)(const LinearArgs&, cudaStream_t);
-  /// The product of gate and up, gate first, and silu(gate) * up into `out` [capacity, n / 2] in
-  /// its place; false where the shape does not allow it, and then nothing is queued. May be null.
-  bool (*gated)(const LinearArgs&, const Tensor& out, cudaStream_t) = nullptr;
+  void (*project)(const ProjectArgs&, cudaStream_t);
 };
 
 }  // namespace stepladder::cuda

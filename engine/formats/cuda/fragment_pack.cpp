@@ -76,7 +76,7 @@ void pack(const WeightRows& w, std::byte* out) {
     const int groups = w.desc.groups(w.k), blocks = groups == 1 ? 1 : w.k / kBlock;
     for (int block = 0; block < blocks; ++block)
       put_scale(w.desc.scale, w.scales[size_t(i) * groups + int64_t{block} * groups / blocks],
-                out + l.scales + l.scale_at(row, block));
+                out + l.scale_at(row, block));
   }
 }
 

@@ -39,10 +39,6 @@ __device__ inline uint32_t fused(uint32_t x, uint32_t by, uint32_t plus) {
   return d;
 }
 template <bool kBf16>
-__device__ inline uint32_t minus(uint32_t x, uint32_t by) {
-  return fused<kBf16>(x, kBf16 ? 0x3f803f80u : 0x3c003c00u, by ^ 0x80008000u);
-}
-template <bool kBf16>
 __device__ inline uint32_t times(uint32_t x, uint32_t by) {
   return fused<kBf16>(x, by, 0x80008000u);
 }
@@ -53,6 +49,7 @@ __device__ inline uint32_t times(uint32_t x, uint32_t by) {
 template <bool kBf16>
 struct DenseCodes {
   static constexpr int kBits = 16, kVectors = 4;
+  static constexpr float kOne = 1.f;
   __device__ static Fragment fragment(const uint4 (&v)[kVectors], int block, int half) {
     const uint4 x = v[2 * block + half];
     return {{x.x, x.y, x.z, x.w}};
@@ -63,6 +60,7 @@ struct DenseCodes {
 template <bool kBf16>
 struct ByteCodes {
   static constexpr int kBits = 8, kVectors = 2;
+  static constexpr float kOne = 1.f;
   /// Bytes `at` and at + 1 of a word that was xor-ed with 0x80808080.
   __device__ static uint32_t pair(uint32_t word, int at) {
     constexpr float kBias = 8388608.f + 128.f;  // 2^23 holds a byte in its last bits
@@ -83,14 +81,16 @@ struct ByteCodes {
 };
 
 /// What stands in the two halves of a word, as kValues.
-enum class Nibbles { signed8, plain, e2m1 };
+enum class Nibbles { signed8, e2m1 };
 
-/// 4 bits: value + 8, the value, or E2M1. A nibble under the exponent of 128 (bf16) or 1024 (f16)
-/// is that number and the nibble's; E2M1's exponent and mantissa go to the last place of the
-/// exponent field, whose bias a multiplication by a power of two makes good.
+/// 4 bits: value + 8, or E2M1. A nibble in the last bits of a half, or one place up, is
+/// a subnormal number, which a multiplication makes kOne for each 1 of it; E2M1's exponent and
+/// mantissa go to the last places of the exponent field, whose bias a power of two makes good.
 template <bool kBf16, Nibbles kNibbles>
 struct NibbleCodes {
   static constexpr int kBits = 4, kVectors = 1;
+  /// What the fragment of a code of 1 is.
+  static constexpr float kOne = kNibbles == Nibbles::e2m1 ? 1.f : kBf16 ? 0x1p-6f : 0x1p-9f;
   __device__ static uint32_t pair(uint32_t word, int j) {
     if constexpr (kNibbles == Nibbles::e2m1) {
       const uint32_t x = word >> (4 * j);
@@ -98,14 +98,13 @@ struct NibbleCodes {
       const uint32_t bits = (x & 0x00070007u) << kExponent | (x & 0x00080008u) << 12;
       return times<kBf16>(bits, kBf16 ? 0x7e807e80u : 0x74007400u);  // 2^126, 2^14
     } else {
-      constexpr uint32_t kMagic = kBf16 ? 0x43004300u : 0x64006400u;
-      constexpr uint32_t kZero =
-          kNibbles == Nibbles::signed8 ? (kBf16 ? 0x43084308u : 0x64086408u) : kMagic;
-      uint32_t x;
-      asm("lop3.b32 %0, %1, %2, %3, 0xea;"
-          : "=r"(x)
-          : "r"(word >> (4 * j)), "n"(0x000f000f), "n"(kMagic));
-      return minus<kBf16>(x, kZero);
+      const uint32_t x = j < 2 ? word : word >> 8;
+      const uint32_t nibbles = x & (j % 2 ? 0x00f000f0u : 0x000f000fu);
+      // 2^127 or 2^123 times a multiple of 2^-133; 2^15 or 2^11 times one of 2^-24.
+      const uint32_t by = kBf16 ? (j % 2 ? 0x7d007d00u : 0x7f007f00u)
+                                : (j % 2 ? 0x68006800u : 0x78007800u);
+      constexpr uint32_t kZero = kBf16 ? 0xbe00be00u : 0xa400a400u;
+      return fused<kBf16>(nibbles, by, kZero);  // less 8 kOne
     }
   }
   __device__ static Fragment fragment(const uint4 (&v)[kVectors], int block, int half) {

@@ -1,6 +1,6 @@
 // Products of 16-bit tokens with E2M1 weights, whose scales are powers of two for every 32.
 #include "formats/cuda/fragment_pack.h"
-#include "formats/cuda/product.cuh"
+#include "formats/cuda/product_launch.cuh"
 
 namespace stepladder::cuda {
 namespace {
@@ -12,7 +12,7 @@ struct Body {
   }
 };
 
-constexpr CudaKernel kRun{{}, Products<Body>::run, Products<Body>::gated};
+constexpr CudaKernel kRun{{}, Products<Body>::project};
 constexpr LinearKernel kKernels[] = {{"mxfp4", kA16, "cuda", &fragments, &kRun}};
 
 }  // namespace

@@ -2,6 +2,7 @@
 // the features of entries. A thread block a row; what a thread adds up follows from the width
 // alone.
 #include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/device/norm.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/kv_layout.h"
@@ -20,55 +21,14 @@ __global__ void embed_kernel(EmbedArgs a) {
   for (int c = threadIdx.x; c < a.out.cols; c += kThreads) to[c] = from_16(a.table.dtype, from[c]);
 }
 
-constexpr int kNormThreads = 512, kNormValues = 4;  // at once, by each thread
-
-/// x through a norm, rounded. All threads of a block of kNormThreads call. A row is read once: what
-/// a thread has of it stays in registers, as far as kNormValues go four times.
-__device__ void norm_row(DType t, const float* x, const float* gain, float eps, int width,
-                         uint16_t* out) {
-  constexpr int kRounds = 4, kStep = kNormThreads * kNormValues;
-  const bool even = width % kNormValues == 0 && width <= kRounds * kStep;
-  float4 held[kRounds];
-  float squares = 0.f;
-  if (even) {
-#pragma unroll
-    for (int r = 0; r < kRounds; ++r) {
-      const int c = r * kStep + static_cast<int>(threadIdx.x) * kNormValues;
-      held[r] = c < width ? *reinterpret_cast<const float4*>(x + c) : float4{};
-    }
-#pragma unroll
-    for (int r = 0; r < kRounds; ++r)
-      for (const float v : {held[r].x, held[r].y, held[r].z, held[r].w})
-        squares = fmaf(v, v, squares);
-  } else {
-    for (int c = threadIdx.x; c < width; c += kNormThreads) squares = fmaf(x[c], x[c], squares);
-  }
-  const float inverse = inverse_root(block_sum(squares) / static_cast<float>(width) + eps);
-  if (!even) {
-    for (int c = threadIdx.x; c < width; c += kNormThreads)
-      out[c] = to_16(t, x[c] * inverse * gain[c]);
-    return;
-  }
-#pragma unroll
-  for (int r = 0; r < kRounds; ++r) {
-    const int c = r * kStep + static_cast<int>(threadIdx.x) * kNormValues;
-    if (c >= width) break;
-    const float4 g = *reinterpret_cast<const float4*>(gain + c);
-    const uint32_t low =
-        to_16(t, held[r].x * inverse * g.x) | uint32_t{to_16(t, held[r].y * inverse * g.y)} << 16;
-    const uint32_t high =
-        to_16(t, held[r].z * inverse * g.z) | uint32_t{to_16(t, held[r].w * inverse * g.w)} << 16;
-    *reinterpret_cast<uint2*>(out + c) = {low, high};
-  }
-}
-
 __global__ void rms_norm_kernel(RmsNormArgs a) {
   begin();
   const int i = static_cast<int>(blockIdx.x);
   if (i >= live_rows(a.live)) return;
   const int row = first_row(a.live) + i;
-  norm_row(a.out.dtype, row_of<const float>(a.x, a.pick ? a.pick[row] : row), a.weight, a.eps,
-           static_cast<int>(a.out.cols), row_of<uint16_t>(a.out, i));
+  norm_row(
+      a.out.dtype, [&] { return row_of<const float>(a.x, a.pick ? a.pick[row] : row); }, a.weight,
+      a.eps, static_cast<int>(a.out.cols), row_of<uint16_t>(a.out, i));
 }
 
 __global__ void feature_kernel(FeatureArgs a) {
@@ -82,7 +42,7 @@ __global__ void feature_kernel(FeatureArgs a) {
                   int64_t{a.index} * spec.features.width;
   const float* x = row_of<const float>(a.x, row);
   if (a.norm)
-    norm_row(spec.dtype, x, a.norm, a.eps, width, out);
+    norm_row(spec.dtype, [&] { return x; }, a.norm, a.eps, width, out);
   else
     for (int c = threadIdx.x; c < width; c += kNormThreads) out[c] = to_16(spec.dtype, x[c]);
 }

@@ -101,8 +101,8 @@ struct NibbleCodes {
       const uint32_t x = j < 2 ? word : word >> 8;
       const uint32_t nibbles = x & (j % 2 ? 0x00f000f0u : 0x000f000fu);
       // 2^127 or 2^123 times a multiple of 2^-133; 2^15 or 2^11 times one of 2^-24.
-      const uint32_t by = kBf16 ? (j % 2 ? 0x7d007d00u : 0x7f007f00u)
-                                : (j % 2 ? 0x68006800u : 0x78007800u);
+      const uint32_t by =
+          kBf16 ? (j % 2 ? 0x7d007d00u : 0x7f007f00u) : (j % 2 ? 0x68006800u : 0x78007800u);
       constexpr uint32_t kZero = kBf16 ? 0xbe00be00u : 0xa400a400u;
       return fused<kBf16>(nibbles, by, kZero);  // less 8 kOne
     }

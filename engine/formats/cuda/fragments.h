@@ -31,11 +31,11 @@ constexpr int unit_blocks(int code_bits) { return code_bits == 16 ? 2 : 4; }
 
 struct FragmentLayout {
   int tiles = 0, units = 0;
-  int blocks = 0;         // of a unit
-  int spans = 0;          // scales of a row in a unit, 1 2 or 4; 0: one a row, or none
-  int scale_bytes = 0;    // of one scale; 0 = none
-  size_t code_bytes = 0;  // of a unit
-  size_t unit_bytes = 0;  // codes and scales
+  int blocks = 0;                // of a unit
+  int spans = 0;                 // scales of a row in a unit, 1 2 or 4; 0: one a row, or none
+  int scale_bytes = 0;           // of one scale; 0 = none
+  size_t code_bytes = 0;         // of a unit
+  size_t unit_bytes = 0;         // codes and scales
   size_t scales = 0, bytes = 0;  // where scales of rows begin, and all
 
   /// Byte of a row's scale for the k of a block.

@@ -187,8 +187,7 @@ __global__ void __launch_bounds__(kProductThreads, P::kResident)
     const std::byte* const from =
         static_cast<const std::byte*>(p.weight.data) + uint32_t(next_unit * kUnitBytes);
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i)
-      pieces[i] = from + uint64_t{begins[next_tile + i]} * 16;
+    for (int i = 0; i < kTogether; ++i) pieces[i] = from + uint64_t{begins[next_tile + i]} * 16;
     ring.send_for(pieces);
     next_tile += kTogether;
     if (next_tile < min(next_group + kTiles, tiles)) return;
@@ -279,7 +278,8 @@ __global__ void __launch_bounds__(kProductThreads, P::kResident)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int row = j * 8 + 2 * t + e % 2;
-          if (row < rows) own[row * kTileRows + e / 2 * 8] = sum[i / kTogether][i % kTogether][j][e];
+          if (row < rows)
+            own[row * kTileRows + e / 2 * 8] = sum[i / kTogether][i % kTogether][j][e];
         }
     }
     __syncthreads();
@@ -294,8 +294,7 @@ __global__ void __launch_bounds__(kProductThreads, P::kResident)
     const int items = tiles_here >> twice;
     for (int i = static_cast<int>(threadIdx.x); i < rows * items * kTileRows;
          i += kProductThreads) {
-      const int in_tile = i % kTileRows, which = i / kTileRows % items,
-                row = i / kTileRows / items;
+      const int in_tile = i % kTileRows, which = i / kTileRows % items, row = i / kTileRows / items;
       const int n = tile(group + (which << twice)) * kTileRows + in_tile;
       if (n >= p.weight.n) continue;
       if (twice)

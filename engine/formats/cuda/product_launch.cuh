@@ -39,9 +39,10 @@ void launch_product(ProductArgs p, cudaStream_t stream) {
   const int rows = std::min(p.live.capacity, P::kTokens * 8);
   p.most_tiles = round_up_tiles<P>(((items_of(p) + grid.x - 1) / grid.x) * (paired(p.finish) + 1));
   const int sums = P::kTiles * kSegments * rows * kTileRows * static_cast<int>(sizeof(float));
-  const int shared = std::max(kSegments * P::Stages::kRingBytes + sums +
-                                  (p.input.norm ? p.weight.k * 2 : 0) + round_up(p.most_tiles * 4, 128),
-                              least_shared(device, p.finish));
+  const int shared =
+      std::max(kSegments * P::Stages::kRingBytes + sums + (p.input.norm ? p.weight.k * 2 : 0) +
+                   round_up(p.most_tiles * 4, 128),
+               least_shared(device, p.finish));
   must(cudaFuncSetAttribute(product_kernel<P>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
        "shared memory");
   launch_kernel(product_kernel<P>, grid, kProductThreads, shared, stream, p);
@@ -56,8 +57,7 @@ void product_of_rows(const ProductArgs& p, cudaStream_t stream) {
   if (p.live.capacity <= 16 || kFew)
     return launch_product<Product<Codes, kBf16, kSpans, kScale, 2, (kSpans > 1 ? 4 : 8), 1>>(
         p, stream);
-  if constexpr (!kFew)
-    launch_product<Product<Codes, kBf16, kSpans, kScale, 4, 2, 1>>(p, stream);
+  if constexpr (!kFew) launch_product<Product<Codes, kBf16, kSpans, kScale, 4, 2, 1>>(p, stream);
 }
 
 template <class Codes, bool kBf16, DType kScale>

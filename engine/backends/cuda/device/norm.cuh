@@ -44,10 +44,10 @@ __device__ void norm_row(DType t, Row&& row, const float* gain, float eps, int w
   const float inverse = inverse_root(block_sum(squares) / static_cast<float>(width) + eps);
   each([&](int r, int c) {
     const float4 v = held[r], g = gains[r];
-    const uint32_t low =
-        to_16(t, v.x * inverse * g.x) | uint32_t{to_16(t, v.y * inverse * g.y)} << 16;
-    const uint32_t high =
-        to_16(t, v.z * inverse * g.z) | uint32_t{to_16(t, v.w * inverse * g.w)} << 16;
+    const uint32_t low = to_16(t, v.x * inverse * g.x) | uint32_t{to_16(t, v.y * inverse * g.y)}
+                                                             << 16;
+    const uint32_t high = to_16(t, v.z * inverse * g.z) | uint32_t{to_16(t, v.w * inverse * g.w)}
+                                                              << 16;
     *reinterpret_cast<uint2*>(out + c) = {low, high};
   });
 }

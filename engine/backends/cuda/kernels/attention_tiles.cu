@@ -106,20 +106,16 @@ __device__ uint2 merged(DType t, int slots, const Elements& elements, const Weig
 
 /// A token, one a lane.
 struct Token {
-  bool live = false;
-  int slot = -1, committed = 0, seen = 0;  // seen: positions it attends to, its own the last
-  int older = 0;                           // keys no row of this block of rows has written
-  int steps = 0, span = 1;                 // steps it takes, steps of a slot
-  __device__ int slots() const { return (steps + span - 1) / span; }
+  int slot = -1;                // its sequence's; -1 = there is none
+  int committed = 0, seen = 0;  // seen: positions it attends to, its own the last
+  int span = 1;                 // steps of its slots
+  __device__ int steps() const { return (seen + kAttentionStep - 1) / kAttentionStep; }
+  __device__ int slots() const { return (steps() + span - 1) / span; }
 };
-__device__ Token token_of(const Rows& rows, int row, int in_block) {
-  Token t;
-  t.live = true;
-  t.slot = rows.slot[row], t.committed = rows.committed[row], t.seen = rows.position[row] + 1;
-  // Rows of its sequence that stand before it in the block are at the positions just below.
-  t.older = (rows.scratch[row] < 0 ? t.seen - 1 : t.committed) - in_block;
-  t.steps = (t.seen + kAttentionStep - 1) / kAttentionStep;
-  if (t.steps > kSlots) t.span = 1 << (kWarp - __clz((t.steps - 1) / kSlots));
+__device__ Token token_of(const Rows& rows, int row) {
+  Token t{.slot = rows.slot[row], .committed = rows.committed[row]};
+  t.seen = rows.position[row] + 1;
+  if (t.steps() > kSlots) t.span = 1 << (kWarp - __clz((t.steps() - 1) / kSlots));
   return t;
 }
 
@@ -137,7 +133,7 @@ struct Cursor {
         return;
       }
       token = __ffs(static_cast<int>(tokens)) - 1, tokens &= tokens - 1;
-      step = tail, end = min(__shfl_sync(kAllLanes, own.steps, token), slot_end);
+      step = tail, end = min(__shfl_sync(kAllLanes, own.steps(), token), slot_end);
     }
   }
   __device__ void next(const Token& own) {
@@ -417,7 +413,13 @@ __global__ void __launch_bounds__(kThreads, S::kTogether ? 3 : 2)
   }
   const int first = first_row(a.live) + base;
   Token own;
-  if (lane < tokens) own = token_of(a.rows, first + lane, base + lane);
+  int older = INT32_MAX;  // keys that no row of this block of rows has written
+  if (lane < tokens) {
+    own = token_of(a.rows, first + lane);
+    // Rows of its sequence that stand before it in the block are at the positions just below.
+    const int from = a.rows.scratch[first + lane] < 0 ? own.seen - 1 : own.committed;
+    older = max(0, from - base - lane);
+  }
 
   uint16_t* const q = reinterpret_cast<uint16_t*>(shared);
   uint16_t* const ring = q + S::kQBytes / 2;
@@ -435,12 +437,12 @@ __global__ void __launch_bounds__(kThreads, S::kTogether ? 3 : 2)
 
   // Tokens of one sequence, whose slots have the same span, go together.
   bool waited = false;
-  for (unsigned left = __ballot_sync(kAllLanes, own.live); left;) {
+  for (unsigned left = __ballot_sync(kAllLanes, own.slot >= 0); left;) {
     const int leader = __ffs(static_cast<int>(left)) - 1;
     const int sequence = __shfl_sync(kAllLanes, own.slot, leader);
     const int span = __shfl_sync(kAllLanes, own.span, leader);
     const unsigned together =
-        __ballot_sync(kAllLanes, own.live && own.slot == sequence && own.span == span);
+        __ballot_sync(kAllLanes, own.slot == sequence && own.span == span);
     left &= ~together;
     const bool mine = together >> lane & 1;
     const int none = INT32_MAX;
@@ -458,7 +460,7 @@ __global__ void __launch_bounds__(kThreads, S::kTogether ? 3 : 2)
     if (!waited) {
       // Keys that no row of this pass has written are there: what came before the kernel that
       // writes them is over when that one lets this one begin.
-      block.fill(max(0, __reduce_min_sync(kAllLanes, mine ? own.older : none)));
+      block.fill(__reduce_min_sync(kAllLanes, mine ? older : none));
       wait_for_inputs();
       block.fill(-1);
       for (int i = static_cast<int>(threadIdx.x); i < S::kRows * S::kPieces; i += kThreads) {
@@ -526,7 +528,7 @@ __global__ void merge_kernel(const __grid_constant__ TileArgs p) {
   const int row = static_cast<int>(blockIdx.y), head = static_cast<int>(blockIdx.x);
   const int four = static_cast<int>(threadIdx.x);
   if (row >= live_rows(a.live) || four >= S::kDim / 4) return;
-  const Token token = token_of(a.rows, first_row(a.live) + row, row);
+  const Token token = token_of(a.rows, first_row(a.live) + row);
   const float* const at = in_workspace<S::kPartial>(a, row, head);
   const uint2 words = merged(
       a.out.dtype, token.slots(),

@@ -168,14 +168,14 @@ std::vector<Row> prompt_of(std::mt19937& g, int slot, int from, int count) {
 TEST_P(DeviceTest, AttentionMatchesFp64AndARowsBitsAreItsOwn) {
   for (const Heads& h : {Heads{8, 2, 128, DType::bf16}, {7, 1, 64, DType::f16}, {9, 3, 64, DType::bf16},
                          {8, 1, 128, DType::f16}, {2, 2, 128, DType::bf16}, {20, 1, 64, DType::bf16},
-                         {4, 1, 80, DType::bf16}})
-    for (const int context : {0, 5, 31, 64, 505, 1020}) {
-      if (context > 100 && h.dim == 80) continue;
+                         {32, 16, 64, DType::bf16}, {4, 1, 80, DType::bf16}})
+    for (const int context : {0, 5, 31, 64, 505, 1050, 2100}) {
+      if (context > 100 && (h.dim == 80 || (context > 2000 && h.heads > 8))) continue;
       SCOPED_TRACE(testing::Message() << h.heads << '/' << h.kv_heads << " heads of " << h.dim
                                       << " context " << context);
       std::mt19937 g(context + h.heads);
       AnyMachine m(subject());
-      Attended a(m, h, 1088, 3);
+      Attended a(m, h, 2144, 3);
       // Two sequences of that context, and a short one that stands between their trees.
       std::vector<Row> prompt = prompt_of(g, 0, 0, context);
       const std::vector<Row> beside = prompt_of(g, 1, 0, 3);

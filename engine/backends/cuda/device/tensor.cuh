@@ -82,32 +82,22 @@ __device__ inline float power_of_2(float x) {
 }
 
 #if __CUDA_ARCH__ >= 900
-/// All threads of the cluster: what was written before is seen behind it.
-__device__ inline void cluster_sync() {
+/// All threads of a cluster do the one and then the other: what was written before the first, in
+/// any of its blocks, is seen behind the second.
+__device__ inline void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ inline void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-/// Where another block of the cluster has what is here in one's own shared memory.
-__device__ inline uint32_t in_block(const float* own, int block) {
+/// Where a block of the cluster has what is here in one's own shared memory.
+__device__ inline uint32_t in_block_of(const float* own, int block) {
   uint32_t at;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_address(own)), "r"(block));
   return at;
 }
-__device__ inline float4 load_four(uint32_t at) {
-  float4 v;
-  asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(at)
-               : "memory");
-  return v;
-}
-__device__ inline float2 load_two(uint32_t at) {
-  float2 v;
-  asm volatile("ld.shared::cluster.v2.f32 {%0,%1}, [%2];"
-               : "=f"(v.x), "=f"(v.y)
-               : "r"(at)
-               : "memory");
-  return v;
+__device__ inline void store_two(uint32_t at, float x, float y) {
+  asm volatile("st.shared::cluster.v2.f32 [%0], {%1,%2};" ::"r"(at), "f"(x), "f"(y) : "memory");
 }
 #endif
 

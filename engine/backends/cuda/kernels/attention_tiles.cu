@@ -1,579 +1,391 @@
-// Attention on tensor instructions, for heads of 64 and 128 elements. The query heads that share a
-// head of keys, of some tokens, are the 16 rows of an instruction: keys and values are read once
-// for all of them.
+// Attention on tensor instructions, for heads of 64 and 128 elements: how the steps of
+// device/attention_steps.cuh are shared out.
 //
-// What is added up, and in which order, follows from a row's position alone:
-//
-//   step    32 keys, aligned to position: scores, their maximum, powers rounded to 16 bits, and
-//           the values' sum from zero
-//   slot    `span` steps, folded one after the other; span is the least power of two that covers
-//           the position with kSlots slots
-//   row     its slots, folded by index
-//
-// A slot is a thread block's work, the slots of a tile of rows are a cluster, and folded through
-// its shared memory; where there are no clusters, through the workspace and a second kernel. Steps
-// below all rows' committed positions are taken by all rows together; from there on each token's
-// rows take steps of their own, gathered along its path. Where rows are few the warps share a step,
-// its keys first and then its elements; else each has rows of its own. An element's sums are the
-// same either way.
+// Few rows, where there are clusters: a tile is a cluster of blocks of two teams, and a slot a
+// team's work, as is the last step of a token. What they sum up goes to the shared memory of the
+// block that folds it. Else a block has a tile a warp. It takes its rows from end to end where
+// blocks enough are busy with that and slots are one step each, so that they need not be kept
+// apart; or one slot of theirs, which goes to the workspace, and a second kernel folds them.
+#include "backends/cuda/device/attention_steps.cuh"
 #include "backends/cuda/device/launch.cuh"
-#include "backends/cuda/device/tensor.cuh"
-#include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"
-#include "backends/cuda/kv_layout.h"
 
 namespace stepladder::cuda {
 namespace {
 
-constexpr int kWarps = 4, kThreads = kWarps * kWarp;
-constexpr int kTile = 16;   // rows of an instruction
-constexpr int kSlots = 16;  // and blocks of a cluster
-constexpr float kLog2e = 1.44269504f, kLowest = -3.40282347e38f;
-static_assert(kAttentionStep == kWarp);
+constexpr int kTeams = 2, kCluster = kSlots / kTeams;
+constexpr int kEntries = kSlots + 1;  // of a row: its slots and its last step
 
-struct TileArgs {
-  AttentionArgs args;
-  int heads;         // of a tile's token: rows that stand together
-  int parts;         // pieces that the query heads of a KV head are cut into, each of so many
-  int warp_tokens;   // tokens of a tile
-  int block_tokens;  // and of a block's tiles, at most a warp
+template <int kDim, bool kBf16>
+struct FewRows : TileShape<kDim, kBf16, true> {
+  using T = TileShape<kDim, kBf16, true>;
+  // A row's elements go to four blocks of the cluster; each gets those of four rows.
+  static constexpr int kRun = kDim / kTeamWarps, kRowsHere = kTile * kTeamWarps / kCluster;
+  static constexpr int kScores = T::kQBytes + kTeams * T::kRingBytes;
+  static constexpr int kParts = kScores + kTeams * T::kScoreBytes;
+  static constexpr int kWeights = kParts + kEntries * kRowsHere * kRun * 4;
+  static constexpr int kSharedBytes = kWeights + kEntries * kRowsHere * 8;
+};
+template <int kDim, bool kBf16>
+struct ManyRows : TileShape<kDim, kBf16, false> {
+  using T = TileShape<kDim, kBf16, false>;
+  static constexpr int kSharedBytes = T::kQBytes + T::kRingBytes;
 };
 
-/// kRowWarps: tiles of a block; one that all warps share, or one a warp.
-template <int kDim_, bool kBf16_, int kRowWarps_>
-struct Shape {
-  static constexpr int kDim = kDim_, kRowWarps = kRowWarps_;
-  static constexpr bool kBf16 = kBf16_, kTogether = kRowWarps == 1;
-  static constexpr int kRows = kTile * kRowWarps;
-  static constexpr int kPieces = kDim / 8;   // of 16 bytes, of a key
-  static constexpr int kPitch = kDim + 8;    // of keys in shared memory: no two rows in one bank
-  static constexpr int kPlane = kAttentionStep * kPitch, kStage = 2 * kPlane;
-  static constexpr int kStages = kTogether ? 3 : kWarps;
-  static constexpr int kColumns = kPieces / (kTogether ? kWarps : 1);  // a warp's, of 8 elements
-  static constexpr int kPartial = kDim + 4;  // floats: a row's sum of a slot, maximum, weight
-  static constexpr int kScorePitch = 40;     // a step's scores, where the warps share it
-  static constexpr int kQBytes = kRows * kPitch * 2, kRingBytes = kStages * kStage * 2;
-  static constexpr int kScoreBytes = kTogether ? 2 * kTile * kScorePitch * 4 : 0;
-  static constexpr int kSharedBytes = kQBytes + kRingBytes + kScoreBytes;
-  static_assert(kRows * kPartial * 4 <= kRingBytes);
-};
+/// What a block has to do with: its tokens and heads.
+struct Place {
+  int kv_head, head, heads;  // the first query head of its rows, and how many
+  int base, tokens, first;   // token 0 as a row of the block of rows; of the round
 
-// ---- folding ---------------------------------------------------------------------------------
-
-/// What a sum so far and the next part of it are multiplied with.
-struct Factors {
-  float sum, part;
-};
-__device__ Factors raise(float& most, float part_most) {
-  const float top = part_most > most ? part_most : most;
-  const Factors f{power_of_2(most - top), power_of_2(part_most - top)};
-  most = top;
-  return f;
-}
-__device__ float fold(float sum, Factors f, float part) {
-  return fmaf(part, f.part, sum * f.sum);
-}
-
-/// Folds the first `slots` slots of four elements of a row and rounds them: elements(slot) and
-/// weighs(slot), the row's maximum and weight.
-template <class Elements, class Weighs>
-__device__ uint2 merged(DType t, int slots, const Elements& elements, const Weighs& weighs) {
-  constexpr int kAtOnce = 4;
-  float most = kLowest, weight = 0.f;
-  float4 sum{};
-  for (int first = 0; first < slots; first += kAtOnce) {
-    float4 part[kAtOnce];
-    float2 own[kAtOnce];
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j)
-      if (first + j < slots) part[j] = elements(first + j), own[j] = weighs(first + j);
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      if (first + j >= slots) break;
-      const Factors f = raise(most, own[j].x);
-      weight = fold(weight, f, own[j].y);
-      sum = {fold(sum.x, f, part[j].x), fold(sum.y, f, part[j].y), fold(sum.z, f, part[j].z),
-             fold(sum.w, f, part[j].w)};
-    }
+  __device__ explicit Place(const TileArgs& p) {
+    const AttentionArgs& a = p.args;
+    const int group = a.heads / a.kv.spec.kv_heads;
+    const int part = static_cast<int>(blockIdx.y) % p.parts * p.heads;
+    kv_head = static_cast<int>(blockIdx.y) / p.parts;
+    head = kv_head * group + part, heads = min(p.heads, group - part);
+    base = static_cast<int>(blockIdx.z) * p.block_tokens;
+    tokens = min(live_rows(a.live) - base, p.block_tokens);
+    first = first_row(a.live) + base;
   }
-  const auto pair = [&](float low, float high) {
-    return to_16(t, low / weight) | uint32_t{to_16(t, high / weight)} << 16;
-  };
-  return {pair(sum.x, sum.y), pair(sum.z, sum.w)};
-}
-
-// ---- the tokens of a block -------------------------------------------------------------------
-
-/// A token, one a lane.
-struct Token {
-  int slot = -1;                // its sequence's; -1 = there is none
-  int committed = 0, seen = 0;  // seen: positions it attends to, its own the last
-  int span = 1;                 // steps of its slots
-  __device__ int steps() const { return (seen + kAttentionStep - 1) / kAttentionStep; }
-  __device__ int slots() const { return (steps() + span - 1) / span; }
 };
-__device__ Token token_of(const Rows& rows, int row) {
-  Token t{.slot = rows.slot[row], .committed = rows.committed[row]};
-  t.seen = rows.position[row] + 1;
-  if (t.steps() > kSlots) t.span = 1 << (kWarp - __clz((t.steps() - 1) / kSlots));
-  return t;
-}
-
-/// Steps in the order they are taken: those of all rows, then token by token.
-struct Cursor {
-  static constexpr int kShared = -1, kDone = -2;
-  unsigned tokens;  // still to come
-  int token, step, end, tail, slot_end;
-
-  /// Goes on where a token's steps are at an end. All lanes call.
-  __device__ void settle(const Token& own) {
-    while (token != kDone && step >= end) {
-      if (tokens == 0) {
-        token = kDone;
-        return;
-      }
-      token = __ffs(static_cast<int>(tokens)) - 1, tokens &= tokens - 1;
-      step = tail, end = min(__shfl_sync(kAllLanes, own.steps(), token), slot_end);
-    }
-  }
-  __device__ void next(const Token& own) {
-    ++step;
-    settle(own);
+/// A row of a block's tiles as a token and one of its heads.
+struct RowOf {
+  int token, head;
+  bool there;
+  __device__ RowOf(const TileArgs& p, const Place& place, int row) {
+    const int in_tile = row % kTile;
+    token = row / kTile * p.warp_tokens + in_tile / p.heads, head = in_tile % p.heads;
+    there = in_tile < p.warp_tokens * p.heads && head < place.heads && token < place.tokens;
   }
 };
 
-// ---- a thread block's work -------------------------------------------------------------------
-
-template <class S>
-struct Block {
-  const TileArgs& p;
-  const Token& own;
-  const uint16_t *keys, *values;  // of the sequence and KV head in hand
-  int first;                      // row of the round that token 0 is
-  int lane, warp;
-  uint16_t* ring;
-  float* scores;
-  const uint16_t* q;  // what the lane loads of the tile's rows
-  float sum[S::kColumns][4];
-  float most[2], weight[2];  // of rows lane / 4 and 8 more
-
-  /// The entry of a step's key, one a lane, and how many the rows see.
-  __device__ int entry(const Cursor& c, int& valid) const {
-    const int at = c.step * kAttentionStep + lane;
-    valid = kAttentionStep;
-    if (c.token < 0) return at;
-    const int committed = __shfl_sync(kAllLanes, own.committed, c.token);
-    const int seen = __shfl_sync(kAllLanes, own.seen, c.token);
-    valid = min(seen - c.step * kAttentionStep, kAttentionStep);
-    if (at >= seen) return 0;
-    if (at < committed) return at;
-    const Rows& rows = p.args.rows;
-    const uint16_t slot = rows.path[int64_t{first + c.token} * rows.depth + at - committed];
-    return static_cast<int>(entry_of_scratch(p.args.kv.spec, slot));
+/// Tokens of one sequence, whose slots have the same span, go together: those of `left` that the
+/// first of them leads. All lanes call.
+struct Together {
+  unsigned tokens;
+  int sequence, span, common, body, older;  // common: steps below all committed positions
+  __device__ Together(unsigned left, const Token& own, int lane_older) {
+    const int leader = __ffs(static_cast<int>(left)) - 1;
+    sequence = __shfl_sync(kAllLanes, own.slot, leader);
+    span = __shfl_sync(kAllLanes, own.span, leader);
+    const bool in = own.slot == sequence && own.span == span;
+    tokens = __ballot_sync(kAllLanes, in);
+    common = __reduce_min_sync(
+        kAllLanes, in ? min(own.committed / kAttentionStep, own.body()) : INT32_MAX);
+    body = __reduce_max_sync(kAllLanes, in ? own.body() : 0);
+    older = __reduce_min_sync(kAllLanes, in ? lane_older : INT32_MAX);
   }
-  /// Puts keys or values on their way, by kCopiers threads; zeros where no key is seen.
-  template <int kCopiers>
-  __device__ void copy(uint16_t* to, const uint16_t* from, int entry, int valid) const {
-    const int thread = kCopiers == kWarp ? lane : static_cast<int>(threadIdx.x);
-#pragma unroll 4
-    for (int i = 0; i < kAttentionStep * S::kPieces / kCopiers; ++i) {
-      const int at = i * kCopiers + thread, key = at / S::kPieces, piece = at % S::kPieces;
-      const int e = __shfl_sync(kAllLanes, entry, key);
-      copy_16(to + key * S::kPitch + piece * 8, from + int64_t{e} * S::kDim + piece * 8,
-              key < valid);
-    }
-  }
-
-  /// Products of the tile's rows and 8 keys, kCount times.
-  template <int kCount>
-  __device__ void products(float (&d)[kCount][4], const uint16_t* key) const {
-    key += lane % 8 * S::kPitch + lane / 8 * 8;
-    for (auto& column : d) column[0] = column[1] = column[2] = column[3] = 0.f;
-#pragma unroll
-    for (int k = 0; k < S::kDim; k += 32) {
-      uint32_t low[4], high[4];
-      load_matrices(low, q + k);
-      load_matrices(high, q + k + 16);
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) {
-        uint32_t b[4];
-        load_matrices(b, key + j * 8 * S::kPitch + k);
-        add_product<S::kBf16>(d[j], low, b[0], b[1]);
-        add_product<S::kBf16>(d[j], high, b[2], b[3]);
-      }
-    }
-  }
-  /// A step's scores, as a tensor instruction has its results: 8 keys a column. Where the warps
-  /// share the step, each has made a column; `turn` alternates.
-  __device__ void score(float (&s)[4][4], const uint16_t* key, int turn) const {
-    const float scale = p.args.scale * kLog2e;
-    if constexpr (S::kTogether) {
-      float d[1][4];
-      products(d, key + warp * 8 * S::kPitch);
-      float* const at = scores + (turn * kTile + lane / 4) * S::kScorePitch + lane % 4 * 2;
-      float* const to = at + warp * 8;
-      *reinterpret_cast<float2*>(to) = {d[0][0] * scale, d[0][1] * scale};
-      *reinterpret_cast<float2*>(to + 8 * S::kScorePitch) = {d[0][2] * scale, d[0][3] * scale};
-      __syncthreads();
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float2 low = *reinterpret_cast<const float2*>(at + j * 8);
-        const float2 high = *reinterpret_cast<const float2*>(at + j * 8 + 8 * S::kScorePitch);
-        s[j][0] = low.x, s[j][1] = low.y, s[j][2] = high.x, s[j][3] = high.y;
-      }
-    } else {
-      products(s, key);
-      for (auto& column : s)
-        for (float& x : column) x = x * scale;
-    }
-  }
-  /// A step's powers as fragments, and what its sums are folded with. Rows that take no part in it
-  /// keep what they have.
-  struct Powers {
-    uint32_t p[2][4];
-    Factors f[2];
-    bool takes[2];
-  };
-  __device__ Powers weigh(const Cursor& c, const float (&s)[4][4], int valid) {
-    Powers w;
-    float top[2] = {kLowest, kLowest};
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (j * 8 + lane % 4 * 2 + i % 2 < valid && s[j][i] > top[i / 2]) top[i / 2] = s[j][i];
-#pragma unroll
-    for (float& x : top)
-      for (int by = 1; by < 4; by *= 2) {
-        const float other = __shfl_xor_sync(kAllLanes, x, by);
-        x = other > x ? other : x;
-      }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      float power[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        power[i] =
-            j * 8 + lane % 4 * 2 + i % 2 < valid ? power_of_2(s[j][i] - top[i / 2]) : 0.f;
-      w.p[j / 2][j % 2 * 2] = rounded_pair<S::kBf16>(power[0], power[1]);
-      w.p[j / 2][j % 2 * 2 + 1] = rounded_pair<S::kBf16>(power[2], power[3]);
-    }
-    constexpr uint32_t kOnes = S::kBf16 ? 0x3f803f80u : 0x3c003c00u;
-    float weights[4];
-    product<S::kBf16>(weights, w.p[0], kOnes, kOnes);
-    add_product<S::kBf16>(weights, w.p[1], kOnes, kOnes);
-    const int in_tile = c.token < 0 ? 0 : c.token % p.warp_tokens * p.heads;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = lane / 4 + half * 8;
-      w.takes[half] = c.token < 0 || (row >= in_tile && row < in_tile + p.heads);
-      if (!w.takes[half]) continue;
-      w.f[half] = raise(most[half], top[half]);
-      weight[half] = fold(weight[half], w.f[half], weights[half * 2]);
-    }
-    return w;
-  }
-  __device__ void add_values(const Powers& w, const uint16_t* value) {
-    value += lane * S::kPitch + (S::kTogether ? warp * S::kColumns * 8 : 0);
-#pragma unroll
-    for (int n = 0; n < S::kColumns; ++n) {
-      if (n % 4 == 0) __syncwarp();  // so that few columns are in registers at once
-      uint32_t b[4];
-      load_transposed(b, value + n * 8);
-      float d[4];
-      product<S::kBf16>(d, w.p[0], b[0], b[1]);
-      add_product<S::kBf16>(d, w.p[1], b[2], b[3]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (w.takes[i / 2]) sum[n][i] = fold(sum[n][i], w.f[i / 2], d[i]);
-    }
-  }
-
-  // Steps that all threads take together, out of a ring of stages.
-
-  Cursor ahead;  // the step to put on its way next
-  int filled;    // steps put on their way before the first is taken
-
-  /// Fills the ring; with `limit`, with steps of all rows below that position alone.
-  __device__ void fill(int limit) {
-    while (filled < S::kStages - 1 && ahead.token != Cursor::kDone &&
-           (limit < 0 ||
-            (ahead.token < 0 && (ahead.step + 1) * kAttentionStep <= limit)))
-      put_ahead(filled++);
-  }
-  __device__ void put_ahead(int stage) {
-    int valid;
-    const int e = entry(ahead, valid);
-    copy<kThreads>(ring + stage * S::kStage, keys, e, valid);
-    copy<kThreads>(ring + stage * S::kStage + S::kPlane, values, e, valid);
-    end_group();
-    ahead.next(own);
-  }
-  __device__ void take(Cursor c) {
-    for (; filled < S::kStages - 1; ++filled) end_group();
-    for (int stage = 0, turn = 0; c.token != Cursor::kDone; c.next(own), turn ^= 1) {
-      wait_for_groups<S::kStages - 2>();
-      __syncthreads();
-      const int free = stage == 0 ? S::kStages - 1 : stage - 1;  // the one taken last
-      if (ahead.token != Cursor::kDone)
-        put_ahead(free);
-      else
-        end_group();
-      const uint16_t* const keys_here = ring + stage * S::kStage;
-      float s[4][4];
-      score(s, keys_here, turn);
-      int valid = kAttentionStep;
-      if (c.token >= 0)
-        valid = min(__shfl_sync(kAllLanes, own.seen, c.token) - c.step * kAttentionStep, valid);
-      add_values(weigh(c, s, valid), keys_here + S::kPlane);
-      stage = stage == S::kStages - 1 ? 0 : stage + 1;
-    }
-  }
-  /// Steps that a warp takes by itself, out of its own stage: the next step's keys come while this
-  /// one's values are added, its values while the keys are.
-  __device__ void take_alone(Cursor c) {
-    uint16_t* const keys_here = ring + warp * S::kStage;
-    uint16_t* const values_here = keys_here + S::kPlane;
-    int valid = 0, valid_next = 0;
-    c.settle(own);
-    if (c.token == Cursor::kDone) return;
-    int e = entry(c, valid);
-    copy<kWarp>(keys_here, keys, e, valid);
-    end_group();
-    copy<kWarp>(values_here, values, e, valid);
-    end_group();
-    while (c.token != Cursor::kDone) {
-      Cursor after = c;
-      after.next(own);
-      const bool more = after.token != Cursor::kDone;
-      if (more) e = entry(after, valid_next);
-      wait_for_groups<1>();
-      __syncwarp();
-      float s[4][4];
-      score(s, keys_here, 0);
-      __syncwarp();
-      if (more) copy<kWarp>(keys_here, keys, e, valid_next);
-      end_group();
-      const Powers w = weigh(c, s, valid);
-      wait_for_groups<1>();
-      __syncwarp();
-      add_values(w, values_here);
-      __syncwarp();
-      if (more) copy<kWarp>(values_here, values, e, valid_next);
-      end_group();
-      c = after, valid = valid_next;
-    }
-  }
-
-  __device__ void clear() {
-    for (auto& column : sum)
-      for (float& x : column) x = 0.f;
-    most[0] = most[1] = kLowest, weight[0] = weight[1] = 0.f;
-  }
-  /// Stores the slot's sums; at(row of the block) is where a row's go, null where they do not.
-  template <class At>
-  __device__ void store(const At& at) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float* const to = at((S::kTogether ? 0 : warp * kTile) + lane / 4 + half * 8);
-      if (!to) continue;
-      const int column = S::kTogether ? warp * S::kColumns : 0;
-#pragma unroll
-      for (int n = 0; n < S::kColumns; ++n)
-        *reinterpret_cast<float2*>(to + (column + n) * 8 + lane % 4 * 2) = {sum[n][half * 2],
-                                                                          sum[n][half * 2 + 1]};
-      if (lane % 4 == 0 && (!S::kTogether || warp == 0))
-        *reinterpret_cast<float2*>(to + S::kDim) = {most[half], weight[half]};
-    }
+  /// The steps of slots from `slot` on, up to `slots` of them, as far as they are no last ones.
+  __device__ Cursor body_of(int slot, int slots) const {
+    Cursor c;
+    c.step = slot * span, c.own_to = c.step + slots * span;
+    c.end = min(c.own_to, common), c.own_from = max(c.step, common);
+    return c;
   }
 };
-
-/// Where the workspace has a row's sums of its slots.
-template <int kPartial>
-__device__ float* in_workspace(const AttentionArgs& a, int row, int head) {
-  return static_cast<float*>(a.workspace) + (int64_t{row} * a.heads + head) * kSlots * kPartial;
+/// Keys of a token's sequence that no row of this block of rows has written. What came before the
+/// kernel that writes those is over when that one lets this one begin.
+__device__ int older_keys(const Rows& rows, const Token& own, int row, int in_block) {
+  // Rows of its sequence that stand before it in the block are at the positions just below.
+  return max(0, (rows.scratch[row] < 0 ? own.seen - 1 : own.committed) - in_block);
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads, S::kTogether ? 3 : 2)
-    tiles_kernel(const __grid_constant__ TileArgs p) {
+__device__ void open(Team<S>& team, const AttentionArgs& a, int sequence, int kv_head) {
+  team.keys =
+      static_cast<const uint16_t*>(a.kv.data) + keys_at(a.kv.spec, a.layer, sequence, kv_head);
+  team.values = team.keys + kv_plane(a.kv.spec);
+}
+/// Puts the queries of a block's rows on their way; zeros where there is no row.
+template <class S>
+__device__ void copy_queries(const TileArgs& p, const Place& place, uint16_t* q) {
+  for (int i = static_cast<int>(threadIdx.x); i < S::kRows * S::kPieces;
+       i += static_cast<int>(blockDim.x)) {
+    const int row = i / S::kPieces, piece = i % S::kPieces;
+    const RowOf r(p, place, row);
+    const uint16_t* const from =
+        row_of<const uint16_t>(p.args.q, place.base + (r.there ? r.token : 0)) +
+        (place.head + r.head) * S::kDim + piece * 8;
+    copy_16(q + row * S::kPitch + piece * 8, from, r.there);
+  }
+  end_group();
+}
+
+// ---- few rows --------------------------------------------------------------------------------
+
+#if __CUDA_ARCH__ >= 900
+template <class S>
+__device__ void take_few_rows(const TileArgs& p, std::byte* shared) {
+  const AttentionArgs& a = p.args;
+  const int rank = static_cast<int>(blockIdx.x), lane = lane_of_thread();
+  const int in_block = warp_of_thread(), team_index = in_block / kTeamWarps;
+  const Place place(p);
+  if (place.tokens <= 0) return wait_for_inputs();
+  cluster_arrive();
+  Token own;
+  int older = INT32_MAX;
+  if (lane < place.tokens) {
+    own = token_of(a.rows, place.first + lane);
+    older = older_keys(a.rows, own, place.first + lane, place.base + lane);
+  }
+  uint16_t* const q = reinterpret_cast<uint16_t*>(shared);
+  float* const parts = reinterpret_cast<float*>(shared + S::kParts);
+  float* const weights = reinterpret_cast<float*>(shared + S::kWeights);
+  Team<S> team{.p = p, .own = own, .first = place.first, .lane = lane};
+  team.warp = in_block % kTeamWarps, team.barrier = 1 + team_index;
+  team.ring = q + (S::kQBytes + team_index * S::kRingBytes) / 2;
+  team.scores =
+      reinterpret_cast<float*>(shared + S::kScores + team_index * S::kScoreBytes);
+  team.q = q + lane % 16 * S::kPitch + lane / 16 * 8;
+  const int slot = team_index * kCluster + rank;  // slots go to all blocks before a second team
+
+  unsigned left = __ballot_sync(kAllLanes, own.slot >= 0);
+  for (bool waited = false; left;) {
+    const Together group(left, own, older);
+    left &= ~group.tokens;
+    open(team, a, group.sequence, place.kv_head);
+    // The team's work: a slot, if there is one so high, and last steps, of which those teams get
+    // the first that have none.
+    const int slots = (group.body + group.span - 1) / group.span;
+    Cursor c = group.body_of(slot, 1);
+    c.tokens = group.tokens;
+    unsigned lasts = 0;
+    for (unsigned rest = group.tokens, i = slots; rest; rest &= rest - 1, ++i)
+      if (static_cast<int>(i % kSlots) == slot) lasts |= rest & -rest;
+    int entry = slot;
+    const auto next = [&] {
+      entry = lasts ? kSlots : kEntries;
+      if (!lasts) return;
+      c = last_of(own, __ffs(static_cast<int>(lasts)) - 1);
+      lasts &= lasts - 1;
+    };
+    if (slot >= slots) next();
+    if (entry < kEntries) {
+      c.settle(own);
+      team.begin(c);
+    }
+    if (!waited) {
+      if (entry < kSlots) team.fill(group.older);
+      wait_for_inputs();
+      copy_queries<S>(p, place, q);
+      if (entry < kEntries) team.fill();
+      wait_for_groups<0>();
+      __syncthreads();
+      waited = true;
+    }
+    cluster_wait();  // the others have begun, or are through with the tokens before
+    while (entry < kEntries) {
+      const int token = entry == kSlots ? c.token : -1;
+      team.take(c);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = lane / 4 + half * 8;
+        const RowOf r(p, place, row);
+        if (!r.there || (token >= 0 && r.token != token)) continue;
+        const int block = row % 4 * 4 + team.warp, at = entry * S::kRowsHere + row / 4;
+#pragma unroll
+        for (int n = 0; n < S::kColumns; ++n)
+          store_two(in_block_of(parts + at * S::kRun + n * 8 + lane % 4 * 2, block),
+                    team.sum[n][half * 2], team.sum[n][half * 2 + 1]);
+        if (lane % 4 == 0)
+          store_two(in_block_of(weights + at * 2, block), team.most[half], team.weight[half]);
+      }
+      next();
+      if (entry < kEntries) {
+        c.settle(own);
+        team.begin(c);
+      }
+    }
+    cluster_arrive();
+    cluster_wait();
+    // A thread an element; rows are far enough apart that a warp has but one.
+    for (int i = static_cast<int>(threadIdx.x); i < S::kRowsHere * kWarp;
+         i += static_cast<int>(blockDim.x)) {
+      const int here = i / kWarp, row = here * 4 + rank / 4;
+      const RowOf r(p, place, row);
+      if (!r.there || !(group.tokens >> r.token & 1)) continue;
+      const int slots_of_row = __shfl_sync(kAllLanes, own.slots(), r.token);
+      const float2* const weighs = reinterpret_cast<const float2*>(weights) + here;
+      const float* const part = parts + here * S::kRun + lane % S::kRun;
+      const auto part_of = [&](int e) { return part[e * S::kRowsHere * S::kRun]; };
+      const float y = merged(slots_of_row, weighs[lane * S::kRowsHere], part_of,
+                             weighs[kSlots * S::kRowsHere], part_of(kSlots));
+      if (lane < S::kRun)
+        row_of<uint16_t>(a.out, place.base + r.token)[(place.head + r.head) * S::kDim +
+                                                      rank % 4 * S::kRun + lane] =
+            to_16(a.out.dtype, y);
+    }
+    if (left) cluster_arrive();
+  }
+}
+#endif
+
+template <class S>
+__global__ void __launch_bounds__(kTeams* kTeam, 1)
+    few_rows_kernel(const __grid_constant__ TileArgs p) {
+  start_next();
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(16) std::byte shared[];
+  take_few_rows<S>(p, shared);
+#endif
+}
+
+// ---- many rows -------------------------------------------------------------------------------
+
+/// Where the workspace has what a row's entry sums up: elements, then maximum and weight.
+template <int kDim>
+__device__ float* in_workspace(const AttentionArgs& a, int row, int head, int entry) {
+  return static_cast<float*>(a.workspace) +
+         ((int64_t{row} * a.heads + head) * kEntries + entry) * (kDim + 4);
+}
+
+template <class S>
+__global__ void __launch_bounds__(kTeam, 2) many_rows_kernel(const __grid_constant__ TileArgs p) {
   start_next();
   extern __shared__ __align__(16) std::byte shared[];
   const AttentionArgs& a = p.args;
-  const KVSpec& spec = a.kv.spec;
-  const int lane = lane_of_thread(), warp = warp_of_thread(), slot = static_cast<int>(blockIdx.x);
-  const int kv_head = static_cast<int>(blockIdx.y) / p.parts, group = a.heads / spec.kv_heads;
-  const int head_in_group = static_cast<int>(blockIdx.y) % p.parts * p.heads;
-  const int heads = min(p.heads, group - head_in_group), head = kv_head * group + head_in_group;
-  const int base = static_cast<int>(blockIdx.z) * p.block_tokens;
-  const int tokens = min(live_rows(a.live) - base, p.block_tokens);
-  if (tokens <= 0) {
-    wait_for_inputs();
-    return;
-  }
-  const int first = first_row(a.live) + base;
+  const int slot = static_cast<int>(blockIdx.x), lane = lane_of_thread(), warp = warp_of_thread();
+  const Place place(p);
+  if (place.tokens <= 0) return wait_for_inputs();
   Token own;
-  int older = INT32_MAX;  // keys that no row of this block of rows has written
-  if (lane < tokens) {
-    own = token_of(a.rows, first + lane);
-    // Rows of its sequence that stand before it in the block are at the positions just below.
-    const int from = a.rows.scratch[first + lane] < 0 ? own.seen - 1 : own.committed;
-    older = max(0, from - base - lane);
+  int older = INT32_MAX;
+  if (lane < place.tokens) {
+    own = token_of(a.rows, place.first + lane);
+    older = older_keys(a.rows, own, place.first + lane, place.base + lane);
   }
-
   uint16_t* const q = reinterpret_cast<uint16_t*>(shared);
-  uint16_t* const ring = q + S::kQBytes / 2;
-  Block<S> block{.p = p, .own = own, .first = first, .lane = lane, .warp = warp, .ring = ring};
-  block.q = q + ((S::kTogether ? 0 : warp * kTile) + lane % 16) * S::kPitch + lane / 16 * 8;
-  block.scores = reinterpret_cast<float*>(shared + S::kQBytes + S::kRingBytes);
-  /// A row of the block's tiles as a token and one of its heads.
-  const auto token_of_row = [&](int row) {
-    return row / kTile * p.warp_tokens + row % kTile / p.heads;
-  };
-  const auto is_row = [&](int row) {
-    return row % kTile < p.warp_tokens * p.heads && row % kTile % p.heads < heads &&
-           token_of_row(row) < tokens;
+  Team<S> team{.p = p, .own = own, .first = place.first, .lane = lane, .warp = warp};
+  team.barrier = 1, team.ring = q + S::kQBytes / 2;
+  team.q = q + (warp * kTile + lane % 16) * S::kPitch + lane / 16 * 8;
+  const unsigned in_warp = ((1u << p.warp_tokens) - 1) << warp * p.warp_tokens;
+  // Stores what rows of tokens have summed up: in their entry, or whole where that is negative.
+  const auto store = [&](unsigned tokens, int entry) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const RowOf r(p, place, warp * kTile + lane / 4 + half * 8);
+      if (!r.there || !(tokens >> r.token & 1)) continue;
+      const int row = place.base + r.token, head = place.head + r.head;
+      const float weight = team.weight[half];
+      if (entry < 0) {
+        uint16_t* const to = row_of<uint16_t>(a.out, row) + head * S::kDim + lane % 4 * 2;
+        const auto word = [&](int n, int i) {
+          return uint32_t{to_16(a.out.dtype, team.sum[n][half * 2 + i] / weight)} << 16 * i;
+        };
+#pragma unroll
+        for (int n = 0; n < S::kColumns; ++n)
+          *reinterpret_cast<uint32_t*>(to + n * 8) = word(n, 0) | word(n, 1);
+        continue;
+      }
+      float* const to = in_workspace<S::kDim>(a, row, head, entry);
+#pragma unroll
+      for (int n = 0; n < S::kColumns; ++n)
+        *reinterpret_cast<float2*>(to + n * 8 + lane % 4 * 2) = {team.sum[n][half * 2],
+                                                                 team.sum[n][half * 2 + 1]};
+      if (lane % 4 == 0) *reinterpret_cast<float2*>(to + S::kDim) = {team.most[half], weight};
+    }
   };
 
-  // Tokens of one sequence, whose slots have the same span, go together.
   bool waited = false;
   for (unsigned left = __ballot_sync(kAllLanes, own.slot >= 0); left;) {
-    const int leader = __ffs(static_cast<int>(left)) - 1;
-    const int sequence = __shfl_sync(kAllLanes, own.slot, leader);
-    const int span = __shfl_sync(kAllLanes, own.span, leader);
-    const unsigned together =
-        __ballot_sync(kAllLanes, own.slot == sequence && own.span == span);
-    left &= ~together;
-    const bool mine = together >> lane & 1;
-    const int none = INT32_MAX;
-    const int common = __reduce_min_sync(
-        kAllLanes, mine ? min(own.committed, own.seen) / kAttentionStep : none);
-    block.keys = static_cast<const uint16_t*>(a.kv.data) + keys_at(spec, a.layer, sequence, kv_head);
-    block.values = block.keys + kv_plane(spec);
-    block.clear();
-    Cursor c{.tokens = S::kTogether ? together : 0, .token = Cursor::kShared};
-    c.step = slot * span, c.slot_end = c.step + span;
-    c.end = min(c.slot_end, common), c.tail = max(c.step, common);
+    const Together group(left, own, older);
+    left &= ~group.tokens;
+    const bool whole = p.whole && group.span == 1;
+    if (whole ? slot > 0 : slot * group.span >= group.body && slot >= p.warp_tokens) continue;
+    open(team, a, group.sequence, place.kv_head);
+    Cursor c = whole ? group.body_of(0, kEntries) : group.body_of(slot, 1);
     Cursor alone = c;
+    alone.tokens = group.tokens & in_warp, alone.end = alone.step, alone.last = whole;
     c.settle(own);
-    block.ahead = c, block.filled = 0;
+    team.begin(c);
     if (!waited) {
-      // Keys that no row of this pass has written are there: what came before the kernel that
-      // writes them is over when that one lets this one begin.
-      block.fill(__reduce_min_sync(kAllLanes, mine ? older : none));
+      team.fill(group.older);
       wait_for_inputs();
-      block.fill(-1);
-      for (int i = static_cast<int>(threadIdx.x); i < S::kRows * S::kPieces; i += kThreads) {
-        const int row = i / S::kPieces, piece = i % S::kPieces;
-        uint4 words{};
-        if (is_row(row))
-          words = *reinterpret_cast<const uint4*>(
-              row_of<const uint16_t>(a.q, base + token_of_row(row)) +
-              (head + row % kTile % p.heads) * S::kDim + piece * 8);
-        *reinterpret_cast<uint4*>(q + row * S::kPitch + piece * 8) = words;
-      }
+      copy_queries<S>(p, place, q);
+      wait_for_groups<0>();
       __syncthreads();
       waited = true;
+    }
+    team.take(c);
+    team.take_alone(alone);
+    if (whole) {
+      store(group.tokens, -1);
     } else {
-      block.fill(-1);
+      const bool has_slot = lane < place.tokens && slot < own.slots();
+      store(group.tokens & __ballot_sync(kAllLanes, has_slot), slot);
+      const int token = warp * p.warp_tokens + slot;  // whose last step the warp takes
+      if (slot < p.warp_tokens && group.tokens >> token & 1) {
+        c = last_of(own, token);
+        team.begin(c);
+        team.take_alone(c);
+        store(1u << token, kSlots);
+      }
     }
-    block.take(c);
-    if constexpr (!S::kTogether) {
-      __syncthreads();
-      alone.tokens = together & ((1u << p.warp_tokens) - 1) << warp * p.warp_tokens;
-      alone.end = alone.step;
-      block.take_alone(alone);
-    }
-    wait_for_groups<0>();
     __syncthreads();
-
-#if __CUDA_ARCH__ >= 900
-    float* const partial = reinterpret_cast<float*>(ring);
-    block.store([&](int row) { return partial + row * S::kPartial; });
-    cluster_sync();
-    // Four elements a thread; those of eight threads stand together and go to the blocks by turns.
-    constexpr int kFours = S::kDim / 4, kRun = 8;
-    const int all = tokens * heads * kFours, run = static_cast<int>(threadIdx.x) / kRun;
-    for (int done = 0; done < all; done += kThreads * kSlots) {
-      const int i = done + (run * kSlots + slot) * kRun + static_cast<int>(threadIdx.x) % kRun;
-      const int of = i / kFours, four = i % kFours, h = of % heads, token = of / heads;
-      const int slots = __shfl_sync(kAllLanes, own.slots(), min(token, tokens - 1));
-      if (i >= all || !(together >> token & 1)) continue;
-      const int row = token / p.warp_tokens * kTile + token % p.warp_tokens * p.heads + h;
-      const float* const at = partial + row * S::kPartial;
-      const uint2 words = merged(
-          a.out.dtype, slots, [&](int from) { return load_four(in_block(at + four * 4, from)); },
-          [&](int from) { return load_two(in_block(at + S::kDim, from)); });
-      *reinterpret_cast<uint2*>(row_of<uint16_t>(a.out, base + token) + (head + h) * S::kDim +
-                                four * 4) = words;
-    }
-    cluster_sync();
-#else
-    const unsigned takes = __ballot_sync(kAllLanes, mine && slot < own.slots());
-    block.store([&](int row) -> float* {
-      if (!is_row(row) || !(takes >> token_of_row(row) & 1)) return nullptr;
-      return in_workspace<S::kPartial>(a, base + token_of_row(row), head + row % kTile % p.heads) +
-             slot * S::kPartial;
-    });
-    __syncthreads();
-#endif
   }
+  if (!waited) wait_for_inputs();
 }
 
-/// The slots of a row and head that a kernel without clusters has left in the workspace.
-template <class S>
+/// Folds what rows that were not taken whole have in the workspace: a block a row and head.
+template <int kDim>
 __global__ void merge_kernel(const __grid_constant__ TileArgs p) {
   begin();
   const AttentionArgs& a = p.args;
   const int row = static_cast<int>(blockIdx.y), head = static_cast<int>(blockIdx.x);
-  const int four = static_cast<int>(threadIdx.x);
-  if (row >= live_rows(a.live) || four >= S::kDim / 4) return;
+  if (row >= live_rows(a.live)) return;
   const Token token = token_of(a.rows, first_row(a.live) + row);
-  const float* const at = in_workspace<S::kPartial>(a, row, head);
-  const uint2 words = merged(
-      a.out.dtype, token.slots(),
-      [&](int slot) { return reinterpret_cast<const float4*>(at + slot * S::kPartial)[four]; },
-      [&](int slot) {
-        return *reinterpret_cast<const float2*>(at + slot * S::kPartial + S::kDim);
-      });
-  *reinterpret_cast<uint2*>(row_of<uint16_t>(a.out, row) + head * S::kDim + four * 4) = words;
+  if (p.whole && token.span == 1) return;
+  const int lane = lane_of_thread(), c = static_cast<int>(threadIdx.x);
+  const float* const entries = in_workspace<kDim>(a, row, head, 0);
+  const auto weighs = [&](int e) {
+    return *reinterpret_cast<const float2*>(entries + e * (kDim + 4) + kDim);
+  };
+  const auto part = [&](int e) { return entries[e * (kDim + 4) + c]; };
+  const int slots = token.slots();
+  const float2 slot = lane < slots ? weighs(lane) : float2{kLowest, 0.f};
+  row_of<uint16_t>(a.out, row)[head * kDim + c] =
+      to_16(a.out.dtype, merged(slots, slot, part, weighs(kSlots), part(kSlots)));
 }
 
-/// Where clusters are: what runs was compiled for devices that have them.
-template <class S>
-bool in_clusters() {
+// ---- the host's side -------------------------------------------------------------------------
+
+/// Whether there are clusters: what runs was compiled for devices that have them.
+bool has_clusters() {
   cudaFuncAttributes attributes{};
-  must(cudaFuncGetAttributes(&attributes, tiles_kernel<S>), "a kernel's version");
+  must(cudaFuncGetAttributes(&attributes, few_rows_kernel<FewRows<64, true>>), "a kernel's version");
   return attributes.ptxVersion >= 90;
 }
 
-template <class S>
-void launch_tiles(const TileArgs& p, cudaStream_t stream) {
-  const AttentionArgs& a = p.args;
-  const auto set = [](cudaFuncAttribute which, int value) {
-    must(cudaFuncSetAttribute(tiles_kernel<S>, which, value), "a kernel's limits");
-  };
-  set(cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
-  const dim3 grid(kSlots, a.kv.spec.kv_heads * p.parts,
-                  (a.live.capacity + p.block_tokens - 1) / p.block_tokens);
-  if (in_clusters<S>()) {
-    set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    return launch_clusters(tiles_kernel<S>, grid, kSlots, kThreads, S::kSharedBytes, stream, p);
-  }
-  launch_kernel(tiles_kernel<S>, grid, kThreads, S::kSharedBytes, stream, p);
-  launch_kernel(merge_kernel<S>, dim3(a.heads, a.live.capacity), kWarp, 0, stream, p);
+template <class Kernel>
+void allow(Kernel kernel, cudaFuncAttribute which, int value) {
+  must(cudaFuncSetAttribute(kernel, which, value), "a kernel's limits");
 }
 
 template <int kDim, bool kBf16>
-void launch_rows(TileArgs p, cudaStream_t stream) {
-  p.warp_tokens = kTile / p.heads;
-  if (p.args.live.capacity <= 2 * p.warp_tokens) {
-    p.block_tokens = p.warp_tokens;
-    return launch_tiles<Shape<kDim, kBf16, 1>>(p, stream);
+void launch_tiles(TileArgs p, cudaStream_t stream) {
+  const AttentionArgs& a = p.args;
+  const int rows = a.live.capacity;
+  const auto grid = [&](int blocks) {
+    return dim3(blocks, a.kv.spec.kv_heads * p.parts, (rows + p.block_tokens - 1) / p.block_tokens);
+  };
+  p.warp_tokens = p.block_tokens = kTile / p.heads;
+  if (rows <= 2 * p.block_tokens && has_clusters()) {
+    using S = FewRows<kDim, kBf16>;
+    const auto kernel = few_rows_kernel<S>;
+    allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+    allow(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    return launch_clusters(kernel, grid(kCluster), kCluster, kTeams * kTeam, S::kSharedBytes,
+                           stream, p);
   }
-  p.warp_tokens = min(p.warp_tokens, kWarp / kWarps);  // a lane a token
-  p.block_tokens = kWarps * p.warp_tokens;
-  launch_tiles<Shape<kDim, kBf16, kWarps>>(p, stream);
+  constexpr int kBusy = 64;  // blocks
+  using S = ManyRows<kDim, kBf16>;
+  const auto kernel = many_rows_kernel<S>;
+  p.warp_tokens = std::min(p.warp_tokens, kWarp / kTeamWarps);  // a lane a token
+  p.block_tokens = kTeamWarps * p.warp_tokens;
+  const dim3 blocks = grid(kSlots);
+  p.whole = blocks.y * blocks.z >= kBusy;
+  allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+  launch_kernel(kernel, blocks, kTeam, S::kSharedBytes, stream, p);
+  launch_kernel(merge_kernel<kDim>, dim3(a.heads, rows), kDim, 0, stream, p);
 }
 
 bool fits(const AttentionArgs& a) {
@@ -584,8 +396,8 @@ bool fits(const AttentionArgs& a) {
 }  // namespace
 
 size_t tiles_workspace_bytes(const AttentionArgs& a) {
-  if (!fits(a) || in_clusters<Shape<64, true, 1>>()) return 0;
-  return sizeof(float) * a.live.capacity * a.heads * kSlots * (a.kv.spec.head_dim + 4);
+  if (!fits(a)) return 0;
+  return sizeof(float) * a.live.capacity * a.heads * kEntries * (a.kv.spec.head_dim + 4);
 }
 
 bool attention_in_tiles(const AttentionArgs& a, cudaStream_t stream) {
@@ -595,9 +407,9 @@ bool attention_in_tiles(const AttentionArgs& a, cudaStream_t stream) {
   p.parts = (group + kTile - 1) / kTile, p.heads = (group + p.parts - 1) / p.parts;
   const bool bf16 = a.q.dtype == DType::bf16;
   if (a.kv.spec.head_dim == 64)
-    bf16 ? launch_rows<64, true>(p, stream) : launch_rows<64, false>(p, stream);
+    bf16 ? launch_tiles<64, true>(p, stream) : launch_tiles<64, false>(p, stream);
   else
-    bf16 ? launch_rows<128, true>(p, stream) : launch_rows<128, false>(p, stream);
+    bf16 ? launch_tiles<128, true>(p, stream) : launch_tiles<128, false>(p, stream);
   return true;
 }
 

@@ -257,6 +257,10 @@ void CudaBackend::launch(void (*kernel)(const Args&, cudaStream_t), const Args& 
 }
 
 size_t CudaBackend::workspace_bytes(const ProjectArgs& a) const { return steps_workspace_bytes(a); }
+size_t CudaBackend::workspace_bytes(const AttentionArgs& a) const {
+  use();
+  return cuda::tiles_workspace_bytes(a);
+}
 void CudaBackend::project(const ProjectArgs& a) {
   if (a.weight.kernel)
     launch(static_cast<const cuda::CudaKernel*>(a.weight.kernel)->project, a);

@@ -38,6 +38,7 @@ class CudaBackend final : public Backend, private ProjectSteps {
   void read_features(uint16_t* host_to, const KVView&, int slot, int first, int count) override;
 
   size_t workspace_bytes(const ProjectArgs&) const override;
+  size_t workspace_bytes(const AttentionArgs&) const override;
   void expand(const ExpandArgs&) override;
   void embed(const EmbedArgs&) override;
   void project(const ProjectArgs&) override;

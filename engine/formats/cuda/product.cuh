@@ -157,7 +157,9 @@ __global__ void __launch_bounds__(kProductThreads, P::kResident)
   using Codes = typename P::Codes;
   constexpr int kTokens = P::kTokens, kTiles = P::kTiles, kBlocks = P::kBlocks,
                 kTogether = P::kTogether, kUnitBytes = P::kUnitBytes;
-  start_next();
+  // Attention, which is next behind a rotation, reads older keys and the tables before it waits: all
+  // that made them is over when this kernel's wait is.
+  if (p.finish != Finish::rope_append) start_next();
   const FragmentLayout& l = p.layout;
   const int warp = warp_of_thread(), lane = lane_of_thread(), g = lane / 4, t = lane % 4;
   const int k = p.weight.k, most_rows = min(p.live.capacity, kTokens * 8);
@@ -218,6 +220,7 @@ __global__ void __launch_bounds__(kProductThreads, P::kResident)
   } else {
     wait_for_inputs();
   }
+  if (p.finish == Finish::rope_append) start_next();
   const int first = static_cast<int>(blockIdx.y) * kTokens * 8;
   const int rows = min(live_rows(p.live) - first, kTokens * 8);
   if (rows <= 0) return;

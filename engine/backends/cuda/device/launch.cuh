@@ -18,18 +18,29 @@ inline int device_version() {
   return 10 * major + minor;
 }
 
-/// Queues a kernel, all of whose threads call begin() or wait_for_inputs().
+/// Queues a kernel, all of whose threads call begin() or wait_for_inputs(), in clusters of so many
+/// blocks along x; of more than one only where the device has them.
 template <class... Params, class... Args>
-void launch_kernel(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared,
-                   cudaStream_t stream, const Args&... args) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+void launch_clusters(void (*kernel)(Params...), dim3 grid, unsigned cluster, unsigned threads,
+                     size_t shared, cudaStream_t stream, const Args&... args) {
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {cluster, 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = grid, config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared, config.stream = stream;
-  config.attrs = &early, config.numAttrs = device_version() >= 90 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = cluster > 1 ? 2 : device_version() >= 90 ? 1 : 0;
   must(cudaLaunchKernelEx(&config, kernel, args...), "a kernel");
+}
+
+/// The same, without clusters.
+template <class... Params, class... Args>
+void launch_kernel(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared,
+                   cudaStream_t stream, const Args&... args) {
+  launch_clusters(kernel, grid, 1, threads, shared, stream, args...);
 }
 
 }  // namespace stepladder::cuda

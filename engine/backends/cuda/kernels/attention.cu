@@ -1,4 +1,4 @@
-// Softmax attention by logical position. A row takes its keys in steps of 32 aligned to absolute
+// Softmax attention by logical position, for any head dimension. A row takes its keys in steps of 32 aligned to absolute
 // position: step s goes to warp s % kWarps of the row's thread block, a warp takes its steps in
 // order, and the warps are merged by index. So a row's bits follow from its position and the tokens
 // before it. Keys below `committed` lie in the region; from there on the row's own path says in
@@ -138,6 +138,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) attention_kernel(AttentionAr
 }  // namespace
 
 void attention(const AttentionArgs& a, cudaStream_t stream) {
+  if (attention_in_tiles(a, stream)) return;
   const int dim = a.kv.spec.head_dim;
   const auto kernel = dim <= 64    ? attention_kernel<1>
                       : dim <= 128 ? attention_kernel<2>

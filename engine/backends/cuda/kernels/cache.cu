@@ -32,7 +32,10 @@ __device__ void rotate(const float* x, const float* norm, float eps, const float
 
 /// A warp a head: queries, then keys, then values.
 __global__ void rope_append_kernel(RopeAppendArgs args) {
-  begin();
+  // Attention, which is next, reads older keys and the tables before it waits: all that made them
+  // is over when this kernel's wait is.
+  wait_for_inputs();
+  start_next();
   const RopeAppend& a = args.to;
   const KVSpec& spec = a.kv.spec;
   const int i = static_cast<int>(blockIdx.y), dim = spec.head_dim;

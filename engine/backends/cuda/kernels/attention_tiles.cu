@@ -1,0 +1,416 @@
+// Attention on tensor instructions, for heads of 64 and 128 elements: how the steps of
+// device/attention_steps.cuh are shared out.
+//
+// Few rows, where there are clusters: a tile is a cluster of blocks of two teams, and a slot a
+// team's work, as is the last step of a token. What they sum up goes to the shared memory of the
+// block that folds it. Else a block has a tile a warp. It takes its rows from end to end where
+// blocks enough are busy with that and slots are one step each, so that they need not be kept
+// apart; or one slot of theirs, which goes to the workspace, and a second kernel folds them.
+#include "backends/cuda/device/attention_steps.cuh"
+#include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/kernels.h"
+
+namespace stepladder::cuda {
+namespace {
+
+constexpr int kTeams = 2, kCluster = kSlots / kTeams;
+constexpr int kEntries = kSlots + 1;  // of a row: its slots and its last step
+
+template <int kDim, bool kBf16>
+struct FewRows : TileShape<kDim, kBf16, true> {
+  using T = TileShape<kDim, kBf16, true>;
+  // A row's elements go to four blocks of the cluster; each gets those of four rows.
+  static constexpr int kRun = kDim / kTeamWarps, kRowsHere = kTile * kTeamWarps / kCluster;
+  static constexpr int kScores = T::kQBytes + kTeams * T::kRingBytes;
+  static constexpr int kParts = kScores + kTeams * T::kScoreBytes;
+  static constexpr int kWeights = kParts + kEntries * kRowsHere * kRun * 4;
+  static constexpr int kSharedBytes = kWeights + kEntries * kRowsHere * 8;
+};
+template <int kDim, bool kBf16>
+struct ManyRows : TileShape<kDim, kBf16, false> {
+  using T = TileShape<kDim, kBf16, false>;
+  static constexpr int kSharedBytes = T::kQBytes + T::kRingBytes;
+};
+
+/// What a block has to do with: its tokens and heads.
+struct Place {
+  int kv_head, head, heads;  // the first query head of its rows, and how many
+  int base, tokens, first;   // token 0 as a row of the block of rows; of the round
+
+  __device__ explicit Place(const TileArgs& p) {
+    const AttentionArgs& a = p.args;
+    const int group = a.heads / a.kv.spec.kv_heads;
+    const int part = static_cast<int>(blockIdx.y) % p.parts * p.heads;
+    kv_head = static_cast<int>(blockIdx.y) / p.parts;
+    head = kv_head * group + part, heads = min(p.heads, group - part);
+    base = static_cast<int>(blockIdx.z) * p.block_tokens;
+    tokens = min(live_rows(a.live) - base, p.block_tokens);
+    first = first_row(a.live) + base;
+  }
+};
+/// A row of a block's tiles as a token and one of its heads.
+struct RowOf {
+  int token, head;
+  bool there;
+  __device__ RowOf(const TileArgs& p, const Place& place, int row) {
+    const int in_tile = row % kTile;
+    token = row / kTile * p.warp_tokens + in_tile / p.heads, head = in_tile % p.heads;
+    there = in_tile < p.warp_tokens * p.heads && head < place.heads && token < place.tokens;
+  }
+};
+
+/// Tokens of one sequence, whose slots have the same span, go together: those of `left` that the
+/// first of them leads. All lanes call.
+struct Together {
+  unsigned tokens;
+  int sequence, span, common, body, older;  // common: steps below all committed positions
+  __device__ Together(unsigned left, const Token& own, int lane_older) {
+    const int leader = __ffs(static_cast<int>(left)) - 1;
+    sequence = __shfl_sync(kAllLanes, own.slot, leader);
+    span = __shfl_sync(kAllLanes, own.span, leader);
+    const bool in = own.slot == sequence && own.span == span;
+    tokens = __ballot_sync(kAllLanes, in);
+    common = __reduce_min_sync(
+        kAllLanes, in ? min(own.committed / kAttentionStep, own.body()) : INT32_MAX);
+    body = __reduce_max_sync(kAllLanes, in ? own.body() : 0);
+    older = __reduce_min_sync(kAllLanes, in ? lane_older : INT32_MAX);
+  }
+  /// The steps of slots from `slot` on, up to `slots` of them, as far as they are no last ones.
+  __device__ Cursor body_of(int slot, int slots) const {
+    Cursor c;
+    c.step = slot * span, c.own_to = c.step + slots * span;
+    c.end = min(c.own_to, common), c.own_from = max(c.step, common);
+    return c;
+  }
+};
+/// Keys of a token's sequence that no row of this block of rows has written. What came before the
+/// kernel that writes those is over when that one lets this one begin.
+__device__ int older_keys(const Rows& rows, const Token& own, int row, int in_block) {
+  // Rows of its sequence that stand before it in the block are at the positions just below.
+  return max(0, (rows.scratch[row] < 0 ? own.seen - 1 : own.committed) - in_block);
+}
+
+template <class S>
+__device__ void open(Team<S>& team, const AttentionArgs& a, int sequence, int kv_head) {
+  team.keys =
+      static_cast<const uint16_t*>(a.kv.data) + keys_at(a.kv.spec, a.layer, sequence, kv_head);
+  team.values = team.keys + kv_plane(a.kv.spec);
+}
+/// Puts the queries of a block's rows on their way; zeros where there is no row.
+template <class S>
+__device__ void copy_queries(const TileArgs& p, const Place& place, uint16_t* q) {
+  for (int i = static_cast<int>(threadIdx.x); i < S::kRows * S::kPieces;
+       i += static_cast<int>(blockDim.x)) {
+    const int row = i / S::kPieces, piece = i % S::kPieces;
+    const RowOf r(p, place, row);
+    const uint16_t* const from =
+        row_of<const uint16_t>(p.args.q, place.base + (r.there ? r.token : 0)) +
+        (place.head + r.head) * S::kDim + piece * 8;
+    copy_16(q + row * S::kPitch + piece * 8, from, r.there);
+  }
+  end_group();
+}
+
+// ---- few rows --------------------------------------------------------------------------------
+
+#if __CUDA_ARCH__ >= 900
+template <class S>
+__device__ void take_few_rows(const TileArgs& p, std::byte* shared) {
+  const AttentionArgs& a = p.args;
+  const int rank = static_cast<int>(blockIdx.x), lane = lane_of_thread();
+  const int in_block = warp_of_thread(), team_index = in_block / kTeamWarps;
+  const Place place(p);
+  if (place.tokens <= 0) return wait_for_inputs();
+  cluster_arrive();
+  Token own;
+  int older = INT32_MAX;
+  if (lane < place.tokens) {
+    own = token_of(a.rows, place.first + lane);
+    older = older_keys(a.rows, own, place.first + lane, place.base + lane);
+  }
+  uint16_t* const q = reinterpret_cast<uint16_t*>(shared);
+  float* const parts = reinterpret_cast<float*>(shared + S::kParts);
+  float* const weights = reinterpret_cast<float*>(shared + S::kWeights);
+  Team<S> team{.p = p, .own = own, .first = place.first, .lane = lane};
+  team.warp = in_block % kTeamWarps, team.barrier = 1 + team_index;
+  team.ring = q + (S::kQBytes + team_index * S::kRingBytes) / 2;
+  team.scores =
+      reinterpret_cast<float*>(shared + S::kScores + team_index * S::kScoreBytes);
+  team.q = q + lane % 16 * S::kPitch + lane / 16 * 8;
+  const int slot = team_index * kCluster + rank;  // slots go to all blocks before a second team
+
+  unsigned left = __ballot_sync(kAllLanes, own.slot >= 0);
+  for (bool waited = false; left;) {
+    const Together group(left, own, older);
+    left &= ~group.tokens;
+    open(team, a, group.sequence, place.kv_head);
+    // The team's work: a slot, if there is one so high, and last steps, of which those teams get
+    // the first that have none.
+    const int slots = (group.body + group.span - 1) / group.span;
+    Cursor c = group.body_of(slot, 1);
+    c.tokens = group.tokens;
+    unsigned lasts = 0;
+    for (unsigned rest = group.tokens, i = slots; rest; rest &= rest - 1, ++i)
+      if (static_cast<int>(i % kSlots) == slot) lasts |= rest & -rest;
+    int entry = slot;
+    const auto next = [&] {
+      entry = lasts ? kSlots : kEntries;
+      if (!lasts) return;
+      c = last_of(own, __ffs(static_cast<int>(lasts)) - 1);
+      lasts &= lasts - 1;
+    };
+    if (slot >= slots) next();
+    if (entry < kEntries) {
+      c.settle(own);
+      team.begin(c);
+    }
+    if (!waited) {
+      if (entry < kSlots) team.fill(group.older);
+      wait_for_inputs();
+      copy_queries<S>(p, place, q);
+      if (entry < kEntries) team.fill();
+      wait_for_groups<0>();
+      __syncthreads();
+      waited = true;
+    }
+    cluster_wait();  // the others have begun, or are through with the tokens before
+    while (entry < kEntries) {
+      const int token = entry == kSlots ? c.token : -1;
+      team.take(c);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = lane / 4 + half * 8;
+        const RowOf r(p, place, row);
+        if (!r.there || (token >= 0 && r.token != token)) continue;
+        const int block = row % 4 * 4 + team.warp, at = entry * S::kRowsHere + row / 4;
+#pragma unroll
+        for (int n = 0; n < S::kColumns; ++n)
+          store_two(in_block_of(parts + at * S::kRun + n * 8 + lane % 4 * 2, block),
+                    team.sum[n][half * 2], team.sum[n][half * 2 + 1]);
+        if (lane % 4 == 0)
+          store_two(in_block_of(weights + at * 2, block), team.most[half], team.weight[half]);
+      }
+      next();
+      if (entry < kEntries) {
+        c.settle(own);
+        team.begin(c);
+      }
+    }
+    cluster_arrive();
+    cluster_wait();
+    // A thread an element; rows are far enough apart that a warp has but one.
+    for (int i = static_cast<int>(threadIdx.x); i < S::kRowsHere * kWarp;
+         i += static_cast<int>(blockDim.x)) {
+      const int here = i / kWarp, row = here * 4 + rank / 4;
+      const RowOf r(p, place, row);
+      if (!r.there || !(group.tokens >> r.token & 1)) continue;
+      const int slots_of_row = __shfl_sync(kAllLanes, own.slots(), r.token);
+      const float2* const weighs = reinterpret_cast<const float2*>(weights) + here;
+      const float* const part = parts + here * S::kRun + lane % S::kRun;
+      const auto part_of = [&](int e) { return part[e * S::kRowsHere * S::kRun]; };
+      const float y = merged(slots_of_row, weighs[lane * S::kRowsHere], part_of,
+                             weighs[kSlots * S::kRowsHere], part_of(kSlots));
+      if (lane < S::kRun)
+        row_of<uint16_t>(a.out, place.base + r.token)[(place.head + r.head) * S::kDim +
+                                                      rank % 4 * S::kRun + lane] =
+            to_16(a.out.dtype, y);
+    }
+    if (left) cluster_arrive();
+  }
+}
+#endif
+
+template <class S>
+__global__ void __launch_bounds__(kTeams* kTeam, 1)
+    few_rows_kernel(const __grid_constant__ TileArgs p) {
+  start_next();
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(16) std::byte shared[];
+  take_few_rows<S>(p, shared);
+#endif
+}
+
+// ---- many rows -------------------------------------------------------------------------------
+
+/// Where the workspace has what a row's entry sums up: elements, then maximum and weight.
+template <int kDim>
+__device__ float* in_workspace(const AttentionArgs& a, int row, int head, int entry) {
+  return static_cast<float*>(a.workspace) +
+         ((int64_t{row} * a.heads + head) * kEntries + entry) * (kDim + 4);
+}
+
+template <class S>
+__global__ void __launch_bounds__(kTeam, 2) many_rows_kernel(const __grid_constant__ TileArgs p) {
+  start_next();
+  extern __shared__ __align__(16) std::byte shared[];
+  const AttentionArgs& a = p.args;
+  const int slot = static_cast<int>(blockIdx.x), lane = lane_of_thread(), warp = warp_of_thread();
+  const Place place(p);
+  if (place.tokens <= 0) return wait_for_inputs();
+  Token own;
+  int older = INT32_MAX;
+  if (lane < place.tokens) {
+    own = token_of(a.rows, place.first + lane);
+    older = older_keys(a.rows, own, place.first + lane, place.base + lane);
+  }
+  uint16_t* const q = reinterpret_cast<uint16_t*>(shared);
+  Team<S> team{.p = p, .own = own, .first = place.first, .lane = lane, .warp = warp};
+  team.barrier = 1, team.ring = q + S::kQBytes / 2;
+  team.q = q + (warp * kTile + lane % 16) * S::kPitch + lane / 16 * 8;
+  const unsigned in_warp = ((1u << p.warp_tokens) - 1) << warp * p.warp_tokens;
+  // Stores what rows of tokens have summed up: in their entry, or whole where that is negative.
+  const auto store = [&](unsigned tokens, int entry) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const RowOf r(p, place, warp * kTile + lane / 4 + half * 8);
+      if (!r.there || !(tokens >> r.token & 1)) continue;
+      const int row = place.base + r.token, head = place.head + r.head;
+      const float weight = team.weight[half];
+      if (entry < 0) {
+        uint16_t* const to = row_of<uint16_t>(a.out, row) + head * S::kDim + lane % 4 * 2;
+        const auto word = [&](int n, int i) {
+          return uint32_t{to_16(a.out.dtype, team.sum[n][half * 2 + i] / weight)} << 16 * i;
+        };
+#pragma unroll
+        for (int n = 0; n < S::kColumns; ++n)
+          *reinterpret_cast<uint32_t*>(to + n * 8) = word(n, 0) | word(n, 1);
+        continue;
+      }
+      float* const to = in_workspace<S::kDim>(a, row, head, entry);
+#pragma unroll
+      for (int n = 0; n < S::kColumns; ++n)
+        *reinterpret_cast<float2*>(to + n * 8 + lane % 4 * 2) = {team.sum[n][half * 2],
+                                                                 team.sum[n][half * 2 + 1]};
+      if (lane % 4 == 0) *reinterpret_cast<float2*>(to + S::kDim) = {team.most[half], weight};
+    }
+  };
+
+  bool waited = false;
+  for (unsigned left = __ballot_sync(kAllLanes, own.slot >= 0); left;) {
+    const Together group(left, own, older);
+    left &= ~group.tokens;
+    const bool whole = p.whole && group.span == 1;
+    if (whole ? slot > 0 : slot * group.span >= group.body && slot >= p.warp_tokens) continue;
+    open(team, a, group.sequence, place.kv_head);
+    Cursor c = whole ? group.body_of(0, kEntries) : group.body_of(slot, 1);
+    Cursor alone = c;
+    alone.tokens = group.tokens & in_warp, alone.end = alone.step, alone.last = whole;
+    c.settle(own);
+    team.begin(c);
+    if (!waited) {
+      team.fill(group.older);
+      wait_for_inputs();
+      copy_queries<S>(p, place, q);
+      wait_for_groups<0>();
+      __syncthreads();
+      waited = true;
+    }
+    team.take(c);
+    team.take_alone(alone);
+    if (whole) {
+      store(group.tokens, -1);
+    } else {
+      const bool has_slot = lane < place.tokens && slot < own.slots();
+      store(group.tokens & __ballot_sync(kAllLanes, has_slot), slot);
+      const int token = warp * p.warp_tokens + slot;  // whose last step the warp takes
+      if (slot < p.warp_tokens && group.tokens >> token & 1) {
+        c = last_of(own, token);
+        team.begin(c);
+        team.take_alone(c);
+        store(1u << token, kSlots);
+      }
+    }
+    __syncthreads();
+  }
+  if (!waited) wait_for_inputs();
+}
+
+/// Folds what rows that were not taken whole have in the workspace: a block a row and head.
+template <int kDim>
+__global__ void merge_kernel(const __grid_constant__ TileArgs p) {
+  begin();
+  const AttentionArgs& a = p.args;
+  const int row = static_cast<int>(blockIdx.y), head = static_cast<int>(blockIdx.x);
+  if (row >= live_rows(a.live)) return;
+  const Token token = token_of(a.rows, first_row(a.live) + row);
+  if (p.whole && token.span == 1) return;
+  const int lane = lane_of_thread(), c = static_cast<int>(threadIdx.x);
+  const float* const entries = in_workspace<kDim>(a, row, head, 0);
+  const auto weighs = [&](int e) {
+    return *reinterpret_cast<const float2*>(entries + e * (kDim + 4) + kDim);
+  };
+  const auto part = [&](int e) { return entries[e * (kDim + 4) + c]; };
+  const int slots = token.slots();
+  const float2 slot = lane < slots ? weighs(lane) : float2{kLowest, 0.f};
+  row_of<uint16_t>(a.out, row)[head * kDim + c] =
+      to_16(a.out.dtype, merged(slots, slot, part, weighs(kSlots), part(kSlots)));
+}
+
+// ---- the host's side -------------------------------------------------------------------------
+
+/// Whether there are clusters: what runs was compiled for devices that have them.
+bool has_clusters() {
+  cudaFuncAttributes attributes{};
+  must(cudaFuncGetAttributes(&attributes, few_rows_kernel<FewRows<64, true>>), "a kernel's version");
+  return attributes.ptxVersion >= 90;
+}
+
+template <class Kernel>
+void allow(Kernel kernel, cudaFuncAttribute which, int value) {
+  must(cudaFuncSetAttribute(kernel, which, value), "a kernel's limits");
+}
+
+template <int kDim, bool kBf16>
+void launch_tiles(TileArgs p, cudaStream_t stream) {
+  const AttentionArgs& a = p.args;
+  const int rows = a.live.capacity;
+  const auto grid = [&](int blocks) {
+    return dim3(blocks, a.kv.spec.kv_heads * p.parts, (rows + p.block_tokens - 1) / p.block_tokens);
+  };
+  p.warp_tokens = p.block_tokens = kTile / p.heads;
+  if (rows <= 2 * p.block_tokens && has_clusters()) {
+    using S = FewRows<kDim, kBf16>;
+    const auto kernel = few_rows_kernel<S>;
+    allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+    allow(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    return launch_clusters(kernel, grid(kCluster), kCluster, kTeams * kTeam, S::kSharedBytes,
+                           stream, p);
+  }
+  constexpr int kBusy = 64;  // blocks
+  using S = ManyRows<kDim, kBf16>;
+  const auto kernel = many_rows_kernel<S>;
+  p.warp_tokens = std::min(p.warp_tokens, kWarp / kTeamWarps);  // a lane a token
+  p.block_tokens = kTeamWarps * p.warp_tokens;
+  const dim3 blocks = grid(kSlots);
+  p.whole = blocks.y * blocks.z >= kBusy;
+  allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+  launch_kernel(kernel, blocks, kTeam, S::kSharedBytes, stream, p);
+  launch_kernel(merge_kernel<kDim>, dim3(a.heads, rows), kDim, 0, stream, p);
+}
+
+bool fits(const AttentionArgs& a) {
+  const KVSpec& spec = a.kv.spec;
+  return (spec.head_dim == 64 || spec.head_dim == 128) && a.q.dtype == spec.dtype;
+}
+
+}  // namespace
+
+size_t tiles_workspace_bytes(const AttentionArgs& a) {
+  if (!fits(a)) return 0;
+  return sizeof(float) * a.live.capacity * a.heads * kEntries * (a.kv.spec.head_dim + 4);
+}
+
+bool attention_in_tiles(const AttentionArgs& a, cudaStream_t stream) {
+  if (!fits(a)) return false;
+  const int group = a.heads / a.kv.spec.kv_heads;
+  TileArgs p{.args = a};
+  p.parts = (group + kTile - 1) / kTile, p.heads = (group + p.parts - 1) / p.parts;
+  const bool bf16 = a.q.dtype == DType::bf16;
+  if (a.kv.spec.head_dim == 64)
+    bf16 ? launch_tiles<64, true>(p, stream) : launch_tiles<64, false>(p, stream);
+  else
+    bf16 ? launch_tiles<128, true>(p, stream) : launch_tiles<128, false>(p, stream);
+  return true;
+}
+
+}  // namespace stepladder::cuda

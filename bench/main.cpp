@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "bench/bandwidth.h"
+#include "bench/device_reads.h"
 #include "bench/json_lines.h"
 #include "bench/options.h"
 #include "stepladder/answer.h"
@@ -61,12 +62,14 @@ class Bench {
     options.draft = stepladder::parse_draft(s_.draft);
     options.context = s_.context, options.threads = threads, options.isa = s_.isa,
     options.device = s_.device, options.head = s_.head;
+    for (int n : s_.rows) options.tree = std::max(options.tree, n);
     for (int n : s_.sequences) options.max_sequences = std::max(options.max_sequences, n);
     engine_ = Engine::load(s_.model, options);
     describe();
-    // The host's bandwidth says nothing of a device, whose bench of its own has the ceilings.
     if (info().backend.starts_with("cpu"))
       meter_ = std::make_unique<BandwidthMeter>(threads, size_t{768} << 20);
+    else
+      reads_ = DeviceReads::of(engine_->weights());
     made_up_ = s_.prompts.empty();
     for (unsigned i = 0; made_up_ && i < 4; ++i) s_.prompts.push_back(random_prompt(64));
   }
@@ -120,49 +123,76 @@ class Bench {
                   {"draft", s_.draft}});
   }
 
-  /// Plain decoding of one stream, a sample of the bandwidth before and after each run: tokens a
-  /// second, and the share of the bandwidth that reading the weights once a token comes to.
+  /// Milliseconds in which the target's weights can be read just now: by all cores, or by a graph
+  /// of pure reads on their device. 0 = there is no telling.
+  double floor_ms() {
+    if (reads_) return reads_->pass_ms();
+    return meter_ ? double(info().levels[0].pass_bytes) * 1e3 / meter_->sample() : 0;
+  }
+
+  /// Plain decoding of one stream, the floor measured before and after each run: tokens a second,
+  /// and the share of the time that reading the weights once a token comes to.
   void decode() {
-    std::vector<double> speeds, shares, bandwidths;
-    if (meter_) bandwidths.push_back(meter_->sample());
+    std::vector<double> speeds, shares, floors = {floor_ms()};
     for (int r = 0; r < s_.repeats; ++r) {
-      auto stream = engine_->submit(request(random_prompt(16), s_.tokens, false));
+      auto stream = engine_->submit(request(random_prompt(s_.behind[0]), s_.tokens, false));
       speeds.push_back(take(*stream).stats.tokens_per_second());
-      if (!meter_) continue;
-      bandwidths.push_back(meter_->sample());
-      const double around = (bandwidths[bandwidths.size() - 2] + bandwidths.back()) / 2;
-      shares.push_back(speeds.back() * double(info().levels[0].pass_bytes) / around);
+      floors.push_back(floor_ms());
+      shares.push_back((floors[r] + floors[r + 1]) / 2 * speeds.back() / 1e3);
     }
+    describe_floor(floors);
     plain_ = median(speeds);
     const auto [least, most] = std::minmax_element(speeds.begin(), speeds.end());
-    if (!meter_) {
-      std::fprintf(
-          stderr,
-          "plain decode    %.1f tokens/s (%.1f to %.1f), %.3f ms a token, %.1f GB/s of weights\n",
-          plain_, *least, *most, 1e3 / plain_, plain_ * double(info().levels[0].pass_bytes) / 1e9);
-      lines_.write({{"bench", "decode"},
-                    {"tokens_per_s", rounded(plain_, 2)},
-                    {"tokens", s_.tokens},
-                    {"repeats", s_.repeats}});
-      return;
+    std::fprintf(stderr, "plain decode    %.1f tokens/s (%.1f to %.1f), %.3f ms a token%s\n",
+                 plain_, *least, *most, 1e3 / plain_, share_text(median(shares)).c_str());
+    Json line = {{"bench", "decode"}, {"tokens_per_s", rounded(plain_, 2)}};
+    if (const char* name = share_name()) line[name] = rounded(median(shares), 4);
+    line.update({{"tokens", s_.tokens}, {"behind", s_.behind[0]}, {"repeats", s_.repeats}});
+    lines_.write(line);
+  }
+
+  /// What shares are of, in the JSON lines.
+  const char* share_name() const {
+    return reads_ ? "read_graph_share" : meter_ ? "bandwidth_share" : nullptr;
+  }
+  std::string share_text(double share) const {
+    char text[64] = "";
+    if (share_name())
+      std::snprintf(text, sizeof text, ", %.1f%% of the read %s", share * 100,
+                    reads_ ? "graph's speed" : "bandwidth");
+    return text;
+  }
+
+  void describe_floor(const std::vector<double>& ms) {
+    const auto [least, most] = std::minmax_element(ms.begin(), ms.end());
+    const double middle = median(ms);
+    if (meter_) {
+      const double bytes = double(info().levels[0].pass_bytes) * 1e3;
+      std::fprintf(stderr, "read bandwidth  %.2f GB/s (%.2f to %.2f)\n", bytes / middle / 1e9,
+                   bytes / *most / 1e9, bytes / *least / 1e9);
+      lines_.write({{"bench", "bandwidth"},
+                    {"bytes_per_s", rounded(bytes / middle, 0)},
+                    {"least", rounded(bytes / *most, 0)},
+                    {"most", rounded(bytes / *least, 0)},
+                    {"threads", info().threads}});
     }
-    const double share = median(shares), bandwidth = median(bandwidths);
-    const auto [low, high] = std::minmax_element(bandwidths.begin(), bandwidths.end());
-    std::fprintf(stderr, "read bandwidth  %.2f GB/s (%.2f to %.2f)\n", bandwidth / 1e9, *low / 1e9,
-                 *high / 1e9);
-    std::fprintf(stderr,
-                 "plain decode    %.1f tokens/s (%.1f to %.1f), %.1f%% of the read bandwidth\n",
-                 plain_, *least, *most, share * 100);
-    lines_.write({{"bench", "bandwidth"},
-                  {"bytes_per_s", rounded(bandwidth, 0)},
-                  {"least", rounded(*low, 0)},
-                  {"most", rounded(*high, 0)},
-                  {"threads", info().threads}});
-    lines_.write({{"bench", "decode"},
-                  {"tokens_per_s", rounded(plain_, 2)},
-                  {"bandwidth_share", rounded(share, 4)},
-                  {"tokens", s_.tokens},
-                  {"repeats", s_.repeats}});
+    if (!reads_) return;
+    size_t bytes = 0;
+    for (const auto& weight : engine_->weights()) bytes += weight.bytes;
+    const size_t matrices = engine_->weights().size();
+    std::fprintf(stderr, "plain reads     %.3f TB/s, %.1f GB in one kernel\n",
+                 reads_->plain_bytes_per_s() / 1e12, double(reads_->plain_bytes()) / 1e9);
+    std::fprintf(
+        stderr, "read graph      %.4f ms (%.4f to %.4f), %.3f TB/s: %zu matrices, %.1f MB\n",
+        middle, *least, *most, double(bytes) / middle / 1e9, matrices, double(bytes) / 1e6);
+    lines_.write({{"bench", "reads"},
+                  {"graph_ms", rounded(middle, 5)},
+                  {"least", rounded(*least, 5)},
+                  {"most", rounded(*most, 5)},
+                  {"matrices", matrices},
+                  {"bytes", bytes},
+                  {"plain_bytes_per_s", rounded(reads_->plain_bytes_per_s(), 0)},
+                  {"plain_bytes", reads_->plain_bytes()}});
   }
 
   /// Prompt reading, and the time to the first token with and without levels below.
@@ -192,23 +222,32 @@ class Bench {
                   {"ratio", rounded(levels / plain, 4)}});
   }
 
+  /// What a tree of so many nodes costs to check, behind each number of tokens.
   void rows() {
     std::vector<int> sizes = {1};
     for (int n : s_.rows)
       if (n > 1) sizes.push_back(n);
-    const int context =
-        std::min(96, info().context - *std::max_element(sizes.begin(), sizes.end()));
-    const auto ms = engine_->verify_ms(sizes, context, 4 * s_.repeats + 1);
-    std::fprintf(stderr, "checking rows  ");
-    for (size_t i = 0; i < sizes.size(); ++i) {
-      std::fprintf(stderr, " %d: %.3f ms (%.3fx)", sizes[i], ms[i], ms[i] / ms[0]);
-      lines_.write({{"bench", "rows"},
-                    {"rows", sizes[i]},
-                    {"ms", rounded(ms[i], 4)},
-                    {"ratio", rounded(ms[i] / ms[0], 4)},
-                    {"context", context}});
+    for (const int behind : s_.behind) {
+      double floor = floor_ms();
+      const auto ms = engine_->verify_ms(sizes, behind, 4 * s_.repeats + 1);
+      floor = (floor + floor_ms()) / 2;
+      std::fprintf(stderr, "checking rows behind %d tokens%s\n", behind,
+                   share_name() ? share_text(floor / ms[0]).c_str() : "");
+      for (size_t i = 0; i < sizes.size(); ++i) {
+        std::fprintf(stderr, "  %4d  %9.3f ms  %7.3fx", sizes[i], ms[i], ms[i] / ms[0]);
+        Json line = {{"bench", "rows"},
+                     {"rows", sizes[i]},
+                     {"ms", rounded(ms[i], 4)},
+                     {"ratio", rounded(ms[i] / ms[0], 4)},
+                     {"context", behind}};
+        if (const char* name = share_name()) {
+          std::fprintf(stderr, "  %5.1f%%", floor / ms[i] * 100);
+          line[name] = rounded(floor / ms[i], 4);
+        }
+        std::fprintf(stderr, "\n");
+        lines_.write(line);
+      }
     }
-    std::fprintf(stderr, "\n");
   }
 
   void streams(int n) {
@@ -330,8 +369,9 @@ class Bench {
 
   Settings s_;
   JsonLines lines_;
-  std::unique_ptr<BandwidthMeter> meter_;
   std::shared_ptr<Engine> engine_;
+  std::unique_ptr<BandwidthMeter> meter_;  // of the host, where it computes
+  std::unique_ptr<DeviceReads> reads_;     // of the device that does
   std::mt19937 random_{12345};
   bool made_up_ = false;
   double plain_ = 0;

@@ -55,23 +55,13 @@ Told take(stepladder::Stream& stream) {
 class Bench {
  public:
   explicit Bench(const Settings& settings) : s_(settings), lines_(settings.json) {
-    const int threads = s_.threads
-                            ? s_.threads
-                            : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    stepladder::Options options;
-    options.draft = stepladder::parse_draft(s_.draft);
-    options.context = s_.context, options.threads = threads, options.isa = s_.isa,
-    options.device = s_.device, options.head = s_.head;
-    for (int n : s_.rows) options.tree = std::max(options.tree, n);
-    for (int n : s_.sequences) options.max_sequences = std::max(options.max_sequences, n);
-    engine_ = Engine::load(s_.model, options);
-    describe();
+    load(s_.drafts.empty() ? "" : s_.drafts[0]);
     if (info().backend.starts_with("cpu"))
-      meter_ = std::make_unique<BandwidthMeter>(threads, size_t{768} << 20);
+      meter_ = std::make_unique<BandwidthMeter>(info().threads, size_t{768} << 20);
     else
       reads_ = DeviceReads::of(engine_->weights());
     made_up_ = s_.prompts.empty();
-    for (unsigned i = 0; made_up_ && i < 4; ++i) s_.prompts.push_back(random_prompt(64));
+    for (int i = 0; made_up_ && i < 4; ++i) s_.prompts.push_back(random_prompt(s_.behind[0]));
   }
 
   /// Whether everything that had to be equal was.
@@ -81,11 +71,50 @@ class Bench {
     if (!s_.rows.empty()) rows();
     for (int n : s_.sequences)
       if (n > 1) streams(n);
-    return s_.draft.empty() || hierarchy();
+    bool equal = true;
+    for (size_t i = 0; i < s_.drafts.size(); ++i) {
+      if (i > 0) load(s_.drafts[i]);
+      equal = hierarchy(s_.drafts[i]) && equal;
+    }
+    if (!loops_.empty()) table();
+    return equal;
   }
 
  private:
+  /// What one way of decoding all prompts came to.
+  struct Loop {
+    std::string levels;                           // "" = none
+    double decode_ms = 0, tokens = 0, ratio = 1;  // tokens: behind the first of each prompt
+    double rounds = 0, draft_ms = 0, verify_ms = 0, idle_ms = 0;
+
+    double tokens_per_s() const { return tokens * 1e3 / decode_ms; }
+    double acceptance_length() const { return tokens / rounds; }
+    double host_gap_us() const { return idle_ms * 1e3 / rounds; }
+    void add(const Told& told) {
+      const LevelStats& target = told.stats.levels[0];
+      decode_ms += told.stats.decode_ms, tokens += double(told.tokens.size()) - 1;
+      // The first token is none of decoding's, and its round has no drafts.
+      const double all = double(target.rounds), decoding = all - 1;
+      rounds += decoding;
+      draft_ms += target.draft_ms, verify_ms += target.verify_ms * decoding / all;
+      for (const LevelStats& level : told.stats.levels) idle_ms += level.idle_ms;
+    }
+  };
+
   const Info& info() const { return engine_->info(); }
+
+  /// The model with these levels, once what was loaded before is gone.
+  void load(const std::string& draft) {
+    stepladder::Options options;
+    options.draft = stepladder::parse_draft(draft);
+    options.context = s_.context, options.threads = s_.threads, options.isa = s_.isa,
+    options.device = s_.device, options.head = s_.head;
+    for (int n : s_.rows) options.tree = std::max(options.tree, n);
+    for (int n : s_.sequences) options.max_sequences = std::max(options.max_sequences, n);
+    reads_.reset(), engine_.reset();
+    engine_ = Engine::load(s_.model, options);
+    describe(draft);
+  }
 
   std::vector<Token> random_prompt(int n) {
     std::vector<Token> out(n);
@@ -100,7 +129,7 @@ class Bench {
     return r;
   }
 
-  void describe() {
+  void describe(const std::string& draft) {
     for (const auto& level : info().levels)
       std::fprintf(
           stderr, "%-22s %s%s%s%s  %.1f MB a pass, %.1f MB held%s\n", level.name.c_str(),
@@ -120,7 +149,7 @@ class Bench {
                   {"context", info().context},
                   {"threads", info().threads},
                   {"pass_bytes", target.pass_bytes},
-                  {"draft", s_.draft}});
+                  {"draft", draft}});
   }
 
   /// Milliseconds in which the target's weights can be read just now: by all cores, or by a graph
@@ -201,7 +230,7 @@ class Bench {
     std::vector<double> ms[2];
     for (int r = 0; r < s_.repeats; ++r)
       for (bool draft : {false, true}) {
-        if (draft && s_.draft.empty()) continue;
+        if (draft && s_.drafts.empty()) continue;
         auto stream = engine_->submit(request(random_prompt(n), 2, draft));
         ms[draft].push_back(take(*stream).stats.first_token_ms);
       }
@@ -273,9 +302,9 @@ class Bench {
   }
 
   /// Plain and hierarchy alternate prompt by prompt, the one that goes first changing each time.
-  bool hierarchy() {
+  bool hierarchy(const std::string& levels_spec) {
     AnswerHash hash[2];
-    double ms[2] = {0, 0};
+    Loop plain, loop{.levels = levels_spec};
     int64_t tokens = 0;
     stepladder::Grams grams;
     size_t differing = 0;
@@ -288,7 +317,7 @@ class Bench {
       }
       for (int draft : {0, 1}) {
         hash[draft].add(told[draft].tokens, told[draft].logits);
-        ms[draft] += told[draft].stats.decode_ms;
+        (draft ? loop : plain).add(told[draft]);
       }
       const bool equal =
           told[0].tokens == told[1].tokens &&
@@ -306,12 +335,14 @@ class Bench {
                     {"equal", equal}});
     }
     const bool equal = differing == 0 && hash[0].text() == hash[1].text();
-    const double n = double(tokens) - double(s_.prompts.size()), ratio = ms[0] / ms[1];
+    loop.ratio = plain.decode_ms / loop.decode_ms;
+    loops_.push_back(plain), loops_.push_back(loop);
     const double repeats = grams.all ? double(grams.repeated) / double(grams.all) : 0;
-    std::fprintf(stderr, "plain           %.1f tokens/s  hash=%s\n", n * 1e3 / ms[0],
+    std::fprintf(stderr, "plain           %.1f tokens/s  hash=%s\n", plain.tokens_per_s(),
                  hash[0].text().c_str());
-    std::fprintf(stderr, "%-15s %.1f tokens/s  hash=%s  %.3fx%s\n", s_.draft.c_str(),
-                 n * 1e3 / ms[1], hash[1].text().c_str(), ratio, equal ? "" : "  THE TEXTS DIFFER");
+    std::fprintf(stderr, "%-15s %.1f tokens/s  hash=%s  %.3fx%s\n", levels_spec.c_str(),
+                 loop.tokens_per_s(), hash[1].text().c_str(), loop.ratio,
+                 equal ? "" : "  THE TEXTS DIFFER");
     std::fprintf(stderr, "                %zu prompts, %lld tokens, %.1f%% of 8-grams repeated\n",
                  s_.prompts.size(), static_cast<long long>(tokens), repeats * 100);
     for (LevelStats& l : levels) {
@@ -334,18 +365,40 @@ class Bench {
                     {"accepted_at", l.accepted_at},
                     {"drafted_at", l.drafted_at}});
     }
-    lines_.write({{"bench", "hierarchy"},
-                  {"draft", s_.draft},
-                  {"prompts", s_.prompts.size()},
-                  {"tokens", tokens},
-                  {"plain_ms", rounded(ms[0], 3)},
-                  {"levels_ms", rounded(ms[1], 3)},
-                  {"ratio", rounded(ratio, 4)},
-                  {"repeated_8grams", rounded(repeats, 4)},
-                  {"plain_hash", hash[0].text()},
-                  {"levels_hash", hash[1].text()},
-                  {"equal", equal}});
+    Json line = {{"bench", "hierarchy"},
+                 {"draft", levels_spec},
+                 {"prompts", s_.prompts.size()},
+                 {"tokens", tokens},
+                 {"plain_ms", rounded(plain.decode_ms, 3)},
+                 {"levels_ms", rounded(loop.decode_ms, 3)},
+                 {"ratio", rounded(loop.ratio, 4)},
+                 {"tokens_per_s", rounded(loop.tokens_per_s(), 2)},
+                 {"acceptance_length", rounded(loop.acceptance_length(), 4)},
+                 {"round_ms", rounded(loop.decode_ms / loop.rounds, 4)}};
+    if (!meter_)
+      line.update({{"host_gap_us", rounded(loop.host_gap_us(), 2)},
+                   {"plain_host_gap_us", rounded(plain.host_gap_us(), 2)}});
+    line.update({{"repeated_8grams", rounded(repeats, 4)},
+                 {"plain_hash", hash[0].text()},
+                 {"levels_hash", hash[1].text()},
+                 {"equal", equal}});
+    lines_.write(line);
     return equal;
+  }
+
+  /// All hierarchies, each behind its own plain decoding. The host's gap is the time a round that
+  /// the device had nothing queued.
+  void table() const {
+    std::fprintf(stderr, "\n%-32s %9s %8s %10s %9s %9s %10s%s\n", "levels", "tokens/s", "speedup",
+                 "acceptance", "ms/round", "drafting", "verifying", meter_ ? "" : "  host gap");
+    for (const Loop& l : loops_) {
+      std::fprintf(stderr, "%-32s %9.1f %7.3fx %10.2f %9.3f %9.3f %10.3f",
+                   l.levels.empty() ? "plain" : l.levels.c_str(), l.tokens_per_s(), l.ratio,
+                   l.acceptance_length(), l.decode_ms / l.rounds, l.draft_ms / l.rounds,
+                   l.verify_ms / l.rounds);
+      if (!meter_) std::fprintf(stderr, "  %5.1f us", l.host_gap_us());
+      std::fprintf(stderr, "\n");
+    }
   }
 
   static void add(std::vector<LevelStats>& sum, const std::vector<LevelStats>& one) {
@@ -373,6 +426,7 @@ class Bench {
   std::unique_ptr<BandwidthMeter> meter_;  // of the host, where it computes
   std::unique_ptr<DeviceReads> reads_;     // of the device that does
   std::mt19937 random_{12345};
+  std::vector<Loop> loops_;  // plain and hierarchy in turn
   bool made_up_ = false;
   double plain_ = 0;
 };

@@ -22,7 +22,9 @@ const char* const kUsage =
     "to\n"
     "stdout or a file.\n"
     "\n"
-    "  --draft SPEC          levels below the target, as in \"cast:int8,lookup\"\n"
+    "  --draft SPEC          levels below the target, as in \"cast:int8,lookup\"; given again, "
+    "another\n"
+    "                        hierarchy, loaded in its turn; a table of all comes last\n"
     "  --prompts FILE        one array of token ids a line, alone or as \"tokens\" of an object\n"
     "  --prompt-tokens IDS   one prompt, as in 1,2,3\n"
     "  --tokens N            tokens to generate for each prompt (128)\n"
@@ -32,6 +34,7 @@ const char* const kUsage =
     "  --rows LIST           tree sizes to time (1,2,4,8,16), up to 1024 nodes; \"\" = none\n"
     "  --behind LIST         tokens in the cache before them (96); the first also before plain "
     "decoding\n"
+    "                        and in made-up prompts\n"
     "  --sequences LIST      streams at once (1,4); \"\" = none\n"
     "  --pp N                prompt length to time (512); 0 = none\n"
     "  --repeats N           of each single measurement (5)\n"
@@ -94,7 +97,7 @@ Settings read_settings(int argc, char** argv) {
   Settings s;
   const std::map<std::string, std::function<void(const std::string&, const std::string&)>> options =
       {
-          {"--draft", [&](auto&, auto& v) { s.draft = v; }},
+          {"--draft", [&](auto&, auto& v) { s.drafts.push_back(v); }},
           {"--prompts", [&](auto&, auto& v) { s.prompts = read_prompts(v); }},
           {"--prompt-tokens",
            [&](auto& o, auto& v) { s.prompts = {numbers<stepladder::Token>(o, v)}; }},

@@ -9,7 +9,8 @@
 namespace bench {
 
 struct Settings {
-  std::string model, draft, json;
+  std::string model, json;
+  std::vector<std::string> drafts;                      // hierarchies, each loaded in its turn
   std::vector<std::vector<stepladder::Token>> prompts;  // empty: made up
   int tokens = 128, threads = 0, context = 0, prompt_block = 512, repeats = 5;
   std::string device = "auto", isa, head;

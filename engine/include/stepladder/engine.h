@@ -114,6 +114,7 @@ struct LevelStats {
   std::string name;
   int64_t rounds = 0, drafted = 0, accepted = 0, emitted = 0, rows = 0;
   double draft_ms = 0, verify_ms = 0;
+  double idle_ms = 0;  // that a device waited for the host before these rounds, as far as it tells
   std::vector<int64_t> accepted_at, drafted_at;  // by position in the draft
   /// Tokens a round emits, bonus included.
   double acceptance_length() const { return rounds ? double(emitted) / double(rounds) : 0; }

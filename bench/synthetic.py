@@ -136,15 +136,19 @@ def quantization(form: str) -> dict:
 
 
 def tokenizer(vocab: int) -> dict:
+    space = {
+        "type": "Metaspace",
+        "replacement": "\u2581",
+        "prepend_scheme": "always",
+        "split": True,
+    }
+    words = {f"\u2581{i}": i for i in range(vocab)}
     return {
         "version": "1.0",
         "added_tokens": [],
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "model": {
-            "type": "WordLevel",
-            "vocab": {str(i): i for i in range(vocab)},
-            "unk_token": "0",
-        },
+        "pre_tokenizer": space,
+        "decoder": space,
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "\u25810"},
     }
 
 

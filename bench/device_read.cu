@@ -95,19 +95,25 @@ class CudaReads final : public DeviceReads {
 
  private:
   static constexpr int kSamples = 5;
+  static constexpr float kWarmUpMs = 30;  // in which a device that was idle finds its clocks
 
   double median_ms(cudaGraphExec_t graph) {
     must(cudaSetDevice(device_), "the device");
+    for (float spent = 0; spent < kWarmUpMs;) spent += once_ms(graph);
     float ms[kSamples];
-    for (int i = -1; i < kSamples; ++i) {  // the first is warm-up
-      must(cudaEventRecord(began_, stream_), "an event");
-      must(cudaGraphLaunch(graph, stream_), "reading");
-      must(cudaEventRecord(ended_, stream_), "an event");
-      must(cudaStreamSynchronize(stream_), "reading");
-      if (i >= 0) must(cudaEventElapsedTime(&ms[i], began_, ended_), "the time of reading");
-    }
+    for (float& sample : ms) sample = once_ms(graph);
     std::nth_element(ms, ms + kSamples / 2, ms + kSamples);
     return ms[kSamples / 2];
+  }
+
+  float once_ms(cudaGraphExec_t graph) {
+    float ms = 0;
+    must(cudaEventRecord(began_, stream_), "an event");
+    must(cudaGraphLaunch(graph, stream_), "reading");
+    must(cudaEventRecord(ended_, stream_), "an event");
+    must(cudaStreamSynchronize(stream_), "reading");
+    must(cudaEventElapsedTime(&ms, began_, ended_), "the time of reading");
+    return ms;
   }
 
   /// Of memory taken for it and given back, filled with the weights: zeros read faster.

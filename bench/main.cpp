@@ -112,8 +112,10 @@ class Bench {
     for (int n : s_.rows) options.tree = std::max(options.tree, n);
     for (int n : s_.sequences) options.max_sequences = std::max(options.max_sequences, n);
     reads_.reset(), engine_.reset();
+    const auto start = std::chrono::steady_clock::now();
     engine_ = Engine::load(s_.model, options);
-    describe(draft);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    describe(draft, took.count());
   }
 
   std::vector<Token> random_prompt(int n) {
@@ -129,7 +131,7 @@ class Bench {
     return r;
   }
 
-  void describe(const std::string& draft) {
+  void describe(const std::string& draft, double load_s) {
     for (const auto& level : info().levels)
       std::fprintf(
           stderr, "%-22s %s%s%s%s  %.1f MB a pass, %.1f MB held%s\n", level.name.c_str(),
@@ -139,6 +141,7 @@ class Bench {
           double(level.weight_bytes + level.cache_bytes) / 1e6,
           level.tokens ? (", " + std::to_string(level.tokens) + " drafts a round at most").c_str()
                        : "");
+    std::fprintf(stderr, "loaded in %.2f s\n", load_s);
     const auto& target = info().levels[0];
     lines_.write({{"bench", "model"},
                   {"version", STEPLADDER_VERSION},
@@ -149,6 +152,7 @@ class Bench {
                   {"context", info().context},
                   {"threads", info().threads},
                   {"pass_bytes", target.pass_bytes},
+                  {"load_s", rounded(load_s, 3)},
                   {"draft", draft}});
   }
 

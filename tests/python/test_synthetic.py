@@ -19,7 +19,9 @@ def write(path, *options: str):
 
 
 def behind(token: int, count: int) -> list[int]:
-    order = np.random.default_rng(synthetic.ORDER).permutation(synthetic.SHAPES["tiny"][-1]).tolist()
+    order = (
+        np.random.default_rng(synthetic.ORDER).permutation(synthetic.SHAPES["tiny"][-1]).tolist()
+    )
     at = order.index(token)
     return [order[(at + i) % len(order)] for i in range(1, count + 1)]
 

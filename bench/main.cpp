@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "bench/bandwidth.h"
+#include "bench/device_reads.h"
 #include "bench/json_lines.h"
 #include "bench/options.h"
 #include "stepladder/answer.h"
@@ -54,21 +55,13 @@ Told take(stepladder::Stream& stream) {
 class Bench {
  public:
   explicit Bench(const Settings& settings) : s_(settings), lines_(settings.json) {
-    const int threads = s_.threads
-                            ? s_.threads
-                            : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    stepladder::Options options;
-    options.draft = stepladder::parse_draft(s_.draft);
-    options.context = s_.context, options.threads = threads, options.isa = s_.isa,
-    options.device = s_.device, options.head = s_.head;
-    for (int n : s_.sequences) options.max_sequences = std::max(options.max_sequences, n);
-    engine_ = Engine::load(s_.model, options);
-    describe();
-    // The host's bandwidth says nothing of a device, whose bench of its own has the ceilings.
+    load(s_.drafts.empty() ? "" : s_.drafts[0]);
     if (info().backend.starts_with("cpu"))
-      meter_ = std::make_unique<BandwidthMeter>(threads, size_t{768} << 20);
+      meter_ = std::make_unique<BandwidthMeter>(info().threads, size_t{768} << 20);
+    else
+      reads_ = DeviceReads::of(engine_->weights());
     made_up_ = s_.prompts.empty();
-    for (unsigned i = 0; made_up_ && i < 4; ++i) s_.prompts.push_back(random_prompt(64));
+    for (int i = 0; made_up_ && i < 4; ++i) s_.prompts.push_back(random_prompt(s_.behind[0]));
   }
 
   /// Whether everything that had to be equal was.
@@ -78,11 +71,52 @@ class Bench {
     if (!s_.rows.empty()) rows();
     for (int n : s_.sequences)
       if (n > 1) streams(n);
-    return s_.draft.empty() || hierarchy();
+    bool equal = true;
+    for (size_t i = 0; i < s_.drafts.size(); ++i) {
+      if (i > 0) load(s_.drafts[i]);
+      equal = hierarchy(s_.drafts[i]) && equal;
+    }
+    if (!loops_.empty()) table();
+    return equal;
   }
 
  private:
+  /// What one way of decoding all prompts came to.
+  struct Loop {
+    std::string levels;                           // "" = none
+    double decode_ms = 0, tokens = 0, ratio = 1;  // tokens: behind the first of each prompt
+    double rounds = 0, draft_ms = 0, verify_ms = 0, idle_ms = 0;
+
+    double tokens_per_s() const { return tokens * 1e3 / decode_ms; }
+    double acceptance_length() const { return tokens / rounds; }
+    double host_gap_us() const { return idle_ms * 1e3 / rounds; }
+    void add(const Told& told) {
+      const LevelStats& target = told.stats.levels[0];
+      decode_ms += told.stats.decode_ms, tokens += double(told.tokens.size()) - 1;
+      // The first token is none of decoding's, and its round has no drafts.
+      const double all = double(target.rounds), decoding = all - 1;
+      rounds += decoding;
+      draft_ms += target.draft_ms, verify_ms += target.verify_ms * decoding / all;
+      for (const LevelStats& level : told.stats.levels) idle_ms += level.idle_ms;
+    }
+  };
+
   const Info& info() const { return engine_->info(); }
+
+  /// The model with these levels, once what was loaded before is gone.
+  void load(const std::string& draft) {
+    stepladder::Options options;
+    options.draft = stepladder::parse_draft(draft);
+    options.context = s_.context, options.threads = s_.threads, options.isa = s_.isa,
+    options.device = s_.device, options.head = s_.head;
+    for (int n : s_.rows) options.tree = std::max(options.tree, n);
+    for (int n : s_.sequences) options.max_sequences = std::max(options.max_sequences, n);
+    reads_.reset(), engine_.reset();
+    const auto start = std::chrono::steady_clock::now();
+    engine_ = Engine::load(s_.model, options);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    describe(draft, took.count());
+  }
 
   std::vector<Token> random_prompt(int n) {
     std::vector<Token> out(n);
@@ -97,7 +131,7 @@ class Bench {
     return r;
   }
 
-  void describe() {
+  void describe(const std::string& draft, double load_s) {
     for (const auto& level : info().levels)
       std::fprintf(
           stderr, "%-22s %s%s%s%s  %.1f MB a pass, %.1f MB held%s\n", level.name.c_str(),
@@ -107,6 +141,7 @@ class Bench {
           double(level.weight_bytes + level.cache_bytes) / 1e6,
           level.tokens ? (", " + std::to_string(level.tokens) + " drafts a round at most").c_str()
                        : "");
+    std::fprintf(stderr, "loaded in %.2f s\n", load_s);
     const auto& target = info().levels[0];
     lines_.write({{"bench", "model"},
                   {"version", STEPLADDER_VERSION},
@@ -117,52 +152,80 @@ class Bench {
                   {"context", info().context},
                   {"threads", info().threads},
                   {"pass_bytes", target.pass_bytes},
-                  {"draft", s_.draft}});
+                  {"load_s", rounded(load_s, 3)},
+                  {"draft", draft}});
   }
 
-  /// Plain decoding of one stream, a sample of the bandwidth before and after each run: tokens a
-  /// second, and the share of the bandwidth that reading the weights once a token comes to.
+  /// Milliseconds in which the target's weights can be read just now: by all cores, or by a graph
+  /// of pure reads on their device. 0 = there is no telling.
+  double floor_ms() {
+    if (reads_) return reads_->pass_ms();
+    return meter_ ? double(info().levels[0].pass_bytes) * 1e3 / meter_->sample() : 0;
+  }
+
+  /// Plain decoding of one stream, the floor measured before and after each run: tokens a second,
+  /// and the share of the time that reading the weights once a token comes to.
   void decode() {
-    std::vector<double> speeds, shares, bandwidths;
-    if (meter_) bandwidths.push_back(meter_->sample());
+    std::vector<double> speeds, shares, floors = {floor_ms()};
     for (int r = 0; r < s_.repeats; ++r) {
-      auto stream = engine_->submit(request(random_prompt(16), s_.tokens, false));
+      auto stream = engine_->submit(request(random_prompt(s_.behind[0]), s_.tokens, false));
       speeds.push_back(take(*stream).stats.tokens_per_second());
-      if (!meter_) continue;
-      bandwidths.push_back(meter_->sample());
-      const double around = (bandwidths[bandwidths.size() - 2] + bandwidths.back()) / 2;
-      shares.push_back(speeds.back() * double(info().levels[0].pass_bytes) / around);
+      floors.push_back(floor_ms());
+      shares.push_back((floors[r] + floors[r + 1]) / 2 * speeds.back() / 1e3);
     }
+    describe_floor(floors);
     plain_ = median(speeds);
     const auto [least, most] = std::minmax_element(speeds.begin(), speeds.end());
-    if (!meter_) {
-      std::fprintf(
-          stderr,
-          "plain decode    %.1f tokens/s (%.1f to %.1f), %.3f ms a token, %.1f GB/s of weights\n",
-          plain_, *least, *most, 1e3 / plain_, plain_ * double(info().levels[0].pass_bytes) / 1e9);
-      lines_.write({{"bench", "decode"},
-                    {"tokens_per_s", rounded(plain_, 2)},
-                    {"tokens", s_.tokens},
-                    {"repeats", s_.repeats}});
-      return;
+    std::fprintf(stderr, "plain decode    %.1f tokens/s (%.1f to %.1f), %.3f ms a token%s\n",
+                 plain_, *least, *most, 1e3 / plain_, share_text(median(shares)).c_str());
+    Json line = {{"bench", "decode"}, {"tokens_per_s", rounded(plain_, 2)}};
+    if (const char* name = share_name()) line[name] = rounded(median(shares), 4);
+    line.update({{"tokens", s_.tokens}, {"behind", s_.behind[0]}, {"repeats", s_.repeats}});
+    lines_.write(line);
+  }
+
+  /// What shares are of, in the JSON lines.
+  const char* share_name() const {
+    return reads_ ? "read_graph_share" : meter_ ? "bandwidth_share" : nullptr;
+  }
+  std::string share_text(double share) const {
+    char text[64] = "";
+    if (share_name())
+      std::snprintf(text, sizeof text, ", %.1f%% of the read %s", share * 100,
+                    reads_ ? "graph's speed" : "bandwidth");
+    return text;
+  }
+
+  void describe_floor(const std::vector<double>& ms) {
+    const auto [least, most] = std::minmax_element(ms.begin(), ms.end());
+    const double middle = median(ms);
+    if (meter_) {
+      const double bytes = double(info().levels[0].pass_bytes) * 1e3;
+      std::fprintf(stderr, "read bandwidth  %.2f GB/s (%.2f to %.2f)\n", bytes / middle / 1e9,
+                   bytes / *most / 1e9, bytes / *least / 1e9);
+      lines_.write({{"bench", "bandwidth"},
+                    {"bytes_per_s", rounded(bytes / middle, 0)},
+                    {"least", rounded(bytes / *most, 0)},
+                    {"most", rounded(bytes / *least, 0)},
+                    {"threads", info().threads}});
     }
-    const double share = median(shares), bandwidth = median(bandwidths);
-    const auto [low, high] = std::minmax_element(bandwidths.begin(), bandwidths.end());
-    std::fprintf(stderr, "read bandwidth  %.2f GB/s (%.2f to %.2f)\n", bandwidth / 1e9, *low / 1e9,
-                 *high / 1e9);
-    std::fprintf(stderr,
-                 "plain decode    %.1f tokens/s (%.1f to %.1f), %.1f%% of the read bandwidth\n",
-                 plain_, *least, *most, share * 100);
-    lines_.write({{"bench", "bandwidth"},
-                  {"bytes_per_s", rounded(bandwidth, 0)},
-                  {"least", rounded(*low, 0)},
-                  {"most", rounded(*high, 0)},
-                  {"threads", info().threads}});
-    lines_.write({{"bench", "decode"},
-                  {"tokens_per_s", rounded(plain_, 2)},
-                  {"bandwidth_share", rounded(share, 4)},
-                  {"tokens", s_.tokens},
-                  {"repeats", s_.repeats}});
+    if (!reads_) return;
+    size_t bytes = 0;
+    for (const auto& weight : engine_->weights()) bytes += weight.bytes;
+    const size_t matrices = engine_->weights().size();
+    std::fprintf(stderr, "plain reads     %.3f TB/s, %.1f GB in one kernel\n",
+                 reads_->plain_bytes_per_s() / 1e12, double(reads_->plain_bytes()) / 1e9);
+    std::fprintf(
+        stderr, "read graph      %.4f ms (%.4f to %.4f), %.3f TB/s: %zu matrices, %.1f MB\n",
+        middle, *least, *most, double(bytes) / middle / 1e9, matrices, double(bytes) / 1e6);
+    lines_.write({{"bench", "reads"},
+                  {"graph_ms", rounded(middle, 5)},
+                  {"least", rounded(*least, 5)},
+                  {"most", rounded(*most, 5)},
+                  {"matrices", matrices},
+                  {"bytes", bytes},
+                  {"plain_bytes_per_s", rounded(reads_->plain_bytes_per_s(), 0)},
+                  {"plain_bytes", reads_->plain_bytes()}});
   }
 
   /// Prompt reading, and the time to the first token with and without levels below.
@@ -171,7 +234,7 @@ class Bench {
     std::vector<double> ms[2];
     for (int r = 0; r < s_.repeats; ++r)
       for (bool draft : {false, true}) {
-        if (draft && s_.draft.empty()) continue;
+        if (draft && s_.drafts.empty()) continue;
         auto stream = engine_->submit(request(random_prompt(n), 2, draft));
         ms[draft].push_back(take(*stream).stats.first_token_ms);
       }
@@ -192,23 +255,32 @@ class Bench {
                   {"ratio", rounded(levels / plain, 4)}});
   }
 
+  /// What a tree of so many nodes costs to check, behind each number of tokens.
   void rows() {
     std::vector<int> sizes = {1};
     for (int n : s_.rows)
       if (n > 1) sizes.push_back(n);
-    const int context =
-        std::min(96, info().context - *std::max_element(sizes.begin(), sizes.end()));
-    const auto ms = engine_->verify_ms(sizes, context, 4 * s_.repeats + 1);
-    std::fprintf(stderr, "checking rows  ");
-    for (size_t i = 0; i < sizes.size(); ++i) {
-      std::fprintf(stderr, " %d: %.3f ms (%.3fx)", sizes[i], ms[i], ms[i] / ms[0]);
-      lines_.write({{"bench", "rows"},
-                    {"rows", sizes[i]},
-                    {"ms", rounded(ms[i], 4)},
-                    {"ratio", rounded(ms[i] / ms[0], 4)},
-                    {"context", context}});
+    for (const int behind : s_.behind) {
+      double floor = floor_ms();
+      const auto ms = engine_->verify_ms(sizes, behind, 4 * s_.repeats + 1);
+      floor = (floor + floor_ms()) / 2;
+      std::fprintf(stderr, "checking rows behind %d tokens%s\n", behind,
+                   share_name() ? share_text(floor / ms[0]).c_str() : "");
+      for (size_t i = 0; i < sizes.size(); ++i) {
+        std::fprintf(stderr, "  %4d  %9.3f ms  %7.3fx", sizes[i], ms[i], ms[i] / ms[0]);
+        Json line = {{"bench", "rows"},
+                     {"rows", sizes[i]},
+                     {"ms", rounded(ms[i], 4)},
+                     {"ratio", rounded(ms[i] / ms[0], 4)},
+                     {"context", behind}};
+        if (const char* name = share_name()) {
+          std::fprintf(stderr, "  %5.1f%%", floor / ms[i] * 100);
+          line[name] = rounded(floor / ms[i], 4);
+        }
+        std::fprintf(stderr, "\n");
+        lines_.write(line);
+      }
     }
-    std::fprintf(stderr, "\n");
   }
 
   void streams(int n) {
@@ -234,9 +306,9 @@ class Bench {
   }
 
   /// Plain and hierarchy alternate prompt by prompt, the one that goes first changing each time.
-  bool hierarchy() {
+  bool hierarchy(const std::string& levels_spec) {
     AnswerHash hash[2];
-    double ms[2] = {0, 0};
+    Loop plain, loop{.levels = levels_spec};
     int64_t tokens = 0;
     stepladder::Grams grams;
     size_t differing = 0;
@@ -249,7 +321,7 @@ class Bench {
       }
       for (int draft : {0, 1}) {
         hash[draft].add(told[draft].tokens, told[draft].logits);
-        ms[draft] += told[draft].stats.decode_ms;
+        (draft ? loop : plain).add(told[draft]);
       }
       const bool equal =
           told[0].tokens == told[1].tokens &&
@@ -267,12 +339,14 @@ class Bench {
                     {"equal", equal}});
     }
     const bool equal = differing == 0 && hash[0].text() == hash[1].text();
-    const double n = double(tokens) - double(s_.prompts.size()), ratio = ms[0] / ms[1];
+    loop.ratio = plain.decode_ms / loop.decode_ms;
+    loops_.push_back(plain), loops_.push_back(loop);
     const double repeats = grams.all ? double(grams.repeated) / double(grams.all) : 0;
-    std::fprintf(stderr, "plain           %.1f tokens/s  hash=%s\n", n * 1e3 / ms[0],
+    std::fprintf(stderr, "plain           %.1f tokens/s  hash=%s\n", plain.tokens_per_s(),
                  hash[0].text().c_str());
-    std::fprintf(stderr, "%-15s %.1f tokens/s  hash=%s  %.3fx%s\n", s_.draft.c_str(),
-                 n * 1e3 / ms[1], hash[1].text().c_str(), ratio, equal ? "" : "  THE TEXTS DIFFER");
+    std::fprintf(stderr, "%-15s %.1f tokens/s  hash=%s  %.3fx%s\n", levels_spec.c_str(),
+                 loop.tokens_per_s(), hash[1].text().c_str(), loop.ratio,
+                 equal ? "" : "  THE TEXTS DIFFER");
     std::fprintf(stderr, "                %zu prompts, %lld tokens, %.1f%% of 8-grams repeated\n",
                  s_.prompts.size(), static_cast<long long>(tokens), repeats * 100);
     for (LevelStats& l : levels) {
@@ -295,18 +369,40 @@ class Bench {
                     {"accepted_at", l.accepted_at},
                     {"drafted_at", l.drafted_at}});
     }
-    lines_.write({{"bench", "hierarchy"},
-                  {"draft", s_.draft},
-                  {"prompts", s_.prompts.size()},
-                  {"tokens", tokens},
-                  {"plain_ms", rounded(ms[0], 3)},
-                  {"levels_ms", rounded(ms[1], 3)},
-                  {"ratio", rounded(ratio, 4)},
-                  {"repeated_8grams", rounded(repeats, 4)},
-                  {"plain_hash", hash[0].text()},
-                  {"levels_hash", hash[1].text()},
-                  {"equal", equal}});
+    Json line = {{"bench", "hierarchy"},
+                 {"draft", levels_spec},
+                 {"prompts", s_.prompts.size()},
+                 {"tokens", tokens},
+                 {"plain_ms", rounded(plain.decode_ms, 3)},
+                 {"levels_ms", rounded(loop.decode_ms, 3)},
+                 {"ratio", rounded(loop.ratio, 4)},
+                 {"tokens_per_s", rounded(loop.tokens_per_s(), 2)},
+                 {"acceptance_length", rounded(loop.acceptance_length(), 4)},
+                 {"round_ms", rounded(loop.decode_ms / loop.rounds, 4)}};
+    if (!meter_)
+      line.update({{"host_gap_us", rounded(loop.host_gap_us(), 2)},
+                   {"plain_host_gap_us", rounded(plain.host_gap_us(), 2)}});
+    line.update({{"repeated_8grams", rounded(repeats, 4)},
+                 {"plain_hash", hash[0].text()},
+                 {"levels_hash", hash[1].text()},
+                 {"equal", equal}});
+    lines_.write(line);
     return equal;
+  }
+
+  /// All hierarchies, each behind its own plain decoding. The host's gap is the time a round that
+  /// the device had nothing queued.
+  void table() const {
+    std::fprintf(stderr, "\n%-32s %9s %8s %10s %9s %9s %10s%s\n", "levels", "tokens/s", "speedup",
+                 "acceptance", "ms/round", "drafting", "verifying", meter_ ? "" : "  host gap");
+    for (const Loop& l : loops_) {
+      std::fprintf(stderr, "%-32s %9.1f %7.3fx %10.2f %9.3f %9.3f %10.3f",
+                   l.levels.empty() ? "plain" : l.levels.c_str(), l.tokens_per_s(), l.ratio,
+                   l.acceptance_length(), l.decode_ms / l.rounds, l.draft_ms / l.rounds,
+                   l.verify_ms / l.rounds);
+      if (!meter_) std::fprintf(stderr, "  %5.1f us", l.host_gap_us());
+      std::fprintf(stderr, "\n");
+    }
   }
 
   static void add(std::vector<LevelStats>& sum, const std::vector<LevelStats>& one) {
@@ -330,9 +426,11 @@ class Bench {
 
   Settings s_;
   JsonLines lines_;
-  std::unique_ptr<BandwidthMeter> meter_;
   std::shared_ptr<Engine> engine_;
+  std::unique_ptr<BandwidthMeter> meter_;  // of the host, where it computes
+  std::unique_ptr<DeviceReads> reads_;     // of the device that does
   std::mt19937 random_{12345};
+  std::vector<Loop> loops_;  // plain and hierarchy in turn
   bool made_up_ = false;
   double plain_ = 0;
 };

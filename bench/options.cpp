@@ -22,14 +22,19 @@ const char* const kUsage =
     "to\n"
     "stdout or a file.\n"
     "\n"
-    "  --draft SPEC          levels below the target, as in \"cast:int8,lookup\"\n"
+    "  --draft SPEC          levels below the target, as in \"cast:int8,lookup\"; given again, "
+    "another\n"
+    "                        hierarchy, loaded in its turn; a table of all comes last\n"
     "  --prompts FILE        one array of token ids a line, alone or as \"tokens\" of an object\n"
     "  --prompt-tokens IDS   one prompt, as in 1,2,3\n"
     "  --tokens N            tokens to generate for each prompt (128)\n"
     "  --ignore-eos          go on past end tokens (always for made-up prompts)\n"
     "  --temperature X --top-p X --min-p X --top-k N --seed N --repetition-penalty X\n"
     "  --device NAME --threads N --isa NAME --head FORMAT --context N\n"
-    "  --rows LIST           tree sizes to time (1,2,4,8,16); \"\" = none\n"
+    "  --rows LIST           tree sizes to time (1,2,4,8,16), up to 1024 nodes; \"\" = none\n"
+    "  --behind LIST         tokens in the cache before them (96); the first also before plain "
+    "decoding\n"
+    "                        and in made-up prompts\n"
     "  --sequences LIST      streams at once (1,4); \"\" = none\n"
     "  --pp N                prompt length to time (512); 0 = none\n"
     "  --repeats N           of each single measurement (5)\n"
@@ -92,7 +97,7 @@ Settings read_settings(int argc, char** argv) {
   Settings s;
   const std::map<std::string, std::function<void(const std::string&, const std::string&)>> options =
       {
-          {"--draft", [&](auto&, auto& v) { s.draft = v; }},
+          {"--draft", [&](auto&, auto& v) { s.drafts.push_back(v); }},
           {"--prompts", [&](auto&, auto& v) { s.prompts = read_prompts(v); }},
           {"--prompt-tokens",
            [&](auto& o, auto& v) { s.prompts = {numbers<stepladder::Token>(o, v)}; }},
@@ -111,6 +116,7 @@ Settings read_settings(int argc, char** argv) {
           {"--head", [&](auto&, auto& v) { s.head = v; }},
           {"--context", [&](auto& o, auto& v) { s.context = number<int>(o, v); }},
           {"--rows", [&](auto& o, auto& v) { s.rows = numbers<int>(o, v); }},
+          {"--behind", [&](auto& o, auto& v) { s.behind = numbers<int>(o, v); }},
           {"--sequences", [&](auto& o, auto& v) { s.sequences = numbers<int>(o, v); }},
           {"--pp", [&](auto& o, auto& v) { s.prompt_block = number<int>(o, v); }},
           {"--repeats", [&](auto& o, auto& v) { s.repeats = number<int>(o, v); }},
@@ -143,6 +149,9 @@ Settings read_settings(int argc, char** argv) {
     throw std::runtime_error("--tokens is at least 2, --repeats 1 and --pp 0");
   for (int n : s.sequences)
     if (n < 1) throw std::runtime_error("--sequences: at least 1");
+  for (int n : s.behind)
+    if (n < 1) throw std::runtime_error("--behind: at least 1");
+  if (s.behind.empty()) throw std::runtime_error("--behind: how many tokens?");
   return s;
 }
 

@@ -9,11 +9,12 @@
 namespace bench {
 
 struct Settings {
-  std::string model, draft, json;
+  std::string model, json;
+  std::vector<std::string> drafts;                      // hierarchies, each loaded in its turn
   std::vector<std::vector<stepladder::Token>> prompts;  // empty: made up
   int tokens = 128, threads = 0, context = 0, prompt_block = 512, repeats = 5;
   std::string device = "auto", isa, head;
-  std::vector<int> rows = {1, 2, 4, 8, 16}, sequences = {1, 4};
+  std::vector<int> rows = {1, 2, 4, 8, 16}, behind = {96}, sequences = {1, 4};
   bool ignore_eos = false;
   stepladder::Sampling sampling;
 };

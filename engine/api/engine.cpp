@@ -78,7 +78,8 @@ class Loader {
         progress_(options, weight_bytes(plan)),
         models_(plan.levels.size()) {}
 
-  LoopParts load(Info& info) {
+  /// Also tells what was loaded.
+  LoopParts load(Info& info, std::vector<WeightMemory>& weights) {
     rules_ = std::make_shared<RuleTable>(backend_, plan_.sequences, plan_.vocab, plan_.context);
     for (size_t s = 0; s < plan_.sources.size(); ++s) load_source(static_cast<int>(s));
     for (size_t k = 0; k < plan_.levels.size(); ++k)
@@ -86,6 +87,7 @@ class Loader {
     backend_.wait();
     progress_.finish();
     describe(info);
+    weights = weights_of(*loaded_[0].model, loaded_[0].act);
     return stack();
   }
 
@@ -220,6 +222,18 @@ class Loader {
     }
   }
 
+  static std::vector<WeightMemory> weights_of(const Model& model, Act act) {
+    std::vector<WeightMemory> out;
+    const auto add = [&](const Linear& linear) {
+      const PackedWeight packed = linear.in(act_of(linear, act)).packed;
+      out.push_back({packed.data, packed.bytes});
+    };
+    for (const Layer& layer : model.layers())
+      for (const Linear* linear : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) add(*linear);
+    add(model.head());
+    return out;
+  }
+
   const LoadPlan& plan_;
   Backend& backend_;
   Progress progress_;
@@ -236,7 +250,8 @@ class LoadedEngine final : public Engine {
     const LoadPlan plan = make_plan(directory, options);
     check_memory(plan, *backend_, memory_need(plan, *backend_), memory_there(*backend_));
     info_.threads = options.threads ? options.threads : usable_cores();
-    loop_ = std::make_unique<Loop>(Loader(plan, options, *backend_).load(info_));
+    largest_tree_ = largest_tree(plan, 0);
+    loop_ = std::make_unique<Loop>(Loader(plan, options, *backend_).load(info_, weights_));
   }
   ~LoadedEngine() override {
     if (!loop_->forked()) return;
@@ -250,11 +265,14 @@ class LoadedEngine final : public Engine {
     return loop_->submit(std::move(request));
   }
   const Info& info() const override { return info_; }
+  const std::vector<WeightMemory>& weights() const override { return weights_; }
   std::vector<double> verify_ms(const std::vector<int>& rows, int context, int repeats) override;
 
  private:
   std::unique_ptr<Backend> backend_;
   Info info_;
+  std::vector<WeightMemory> weights_;
+  int largest_tree_ = 0;
   std::unique_ptr<Loop> loop_;  // before the backend goes, it ends its thread and frees the levels
 };
 
@@ -262,11 +280,12 @@ std::vector<double> LoadedEngine::verify_ms(const std::vector<int>& rows, int co
                                             int repeats) {
   const int most = rows.empty() ? 1 : *std::max_element(rows.begin(), rows.end());
   for (int n : rows)
-    check(n >= 1 && n <= kMaxEmitted, Code::invalid_argument, "rows: ", n,
-          " is out of range; it must be from 1 to ", kMaxEmitted);
-  check(context >= 0 && context + most <= info_.context, Code::invalid_argument,
-        "context: ", context, " tokens and ", most, " rows do not fit the context of ",
-        info_.context);
+    check(n >= 1 && n <= largest_tree_, Code::invalid_argument, "rows: ", n,
+          " is out of range; it must be from 1 to ", largest_tree_, ", which Options::tree raises");
+  const int deep = std::min(most, kMaxEmitted);
+  check(context >= 0 && context + deep <= info_.context, Code::invalid_argument,
+        "context: ", context, " tokens and ", deep, " positions of ", most,
+        " rows do not fit the context of ", info_.context);
   check(repeats >= 1, Code::invalid_argument, "repeats: ", repeats,
         " is out of range; it must be 1 or more");
   std::vector<std::vector<double>> times(rows.size());
@@ -288,7 +307,9 @@ std::vector<double> LoadedEngine::verify_ms(const std::vector<int>& rows, int co
     for (int r = -1; r < repeats; ++r)
       for (size_t i = 0; i < rows.size(); ++i) {
         trees.reset(0, sequence.tokens.back());
-        for (int n = 1; n < rows[i]; ++n) trees.add(0, n - 1, (n * 104729 + 7) % info_.vocab);
+        // As deep as a round can accept, then from the root again.
+        for (int n = 1; n < rows[i]; ++n)
+          trees.add(0, n % (kMaxEmitted - 1) == 1 ? 0 : n - 1, (n * 104729 + 7) % info_.vocab);
         verifier.sync(one);
         const auto start = std::chrono::steady_clock::now();
         verifier.verify(one, trees, {&result, 1});

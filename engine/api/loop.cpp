@@ -18,7 +18,7 @@ double milliseconds(std::chrono::steady_clock::duration d) {
 void add(LevelStats& to, const LevelStats& from) {
   to.rounds += from.rounds, to.drafted += from.drafted, to.accepted += from.accepted;
   to.emitted += from.emitted, to.rows += from.rows;
-  to.draft_ms += from.draft_ms, to.verify_ms += from.verify_ms;
+  to.draft_ms += from.draft_ms, to.verify_ms += from.verify_ms, to.idle_ms += from.idle_ms;
   for (size_t d = 0; d < std::min(to.accepted_at.size(), from.accepted_at.size()); ++d)
     to.accepted_at[d] += from.accepted_at[d];
   for (size_t d = 0; d < std::min(to.drafted_at.size(), from.drafted_at.size()); ++d)

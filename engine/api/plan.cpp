@@ -17,7 +17,7 @@ namespace stepladder {
 namespace {
 
 constexpr int kDefaultContext = 8192;
-constexpr int kMaxSequences = 1024;
+constexpr int kMaxSequences = 1024, kMaxTree = 1024;
 constexpr int kLeastAhead = 64;
 
 std::string canonical(const std::string& directory) {
@@ -125,8 +125,11 @@ LoadPlan make_plan(const std::string& directory, const Options& options) {
   check(options.threads >= 0 && options.threads <= 1024, Code::invalid_argument,
         "threads: ", options.threads,
         " is out of range; it must be from 1 to 1024, or 0 for the machine's cores");
+  check(options.tree >= 0 && options.tree <= kMaxTree, Code::invalid_argument,
+        "tree: ", options.tree, " nodes are out of range; it must be from 1 to ", kMaxTree,
+        ", or 0 for what the drafts need");
   LoadPlan plan;
-  plan.sequences = options.max_sequences;
+  plan.sequences = options.max_sequences, plan.tree = options.tree;
   plan.threads = options.threads ? options.threads : usable_cores();
   open_target(plan, directory, options);
   LevelPlan target;
@@ -170,10 +173,14 @@ LoadPlan make_plan(const std::string& directory, const Options& options) {
   return plan;
 }
 
+int largest_tree(const LoadPlan& plan, int k) {
+  return k == 0 ? std::max(plan.tree_capacity, plan.tree) : plan.tree_capacity;
+}
+
 KVSpec cache_spec(const LoadPlan& plan, int k) {
   const Source& s = plan.sources[plan.levels[k].source];
   const bool read = plan.leaf && plan.leaf->kind->features && plan.levels.back().cache_of == k;
-  return kv_spec(s.config, s.context, plan.tree_capacity, plan.sequences,
+  return kv_spec(s.config, s.context, largest_tree(plan, k), plan.sequences,
                  read ? plan.leaf->kind->features(plan.leaf->setup) : FeatureSpec{});
 }
 
@@ -181,7 +188,7 @@ VerifierOptions verifier_options(const LoadPlan& plan, const Backend& backend, i
   VerifierOptions options;
   options.level = static_cast<LevelId>(k), options.act = act, options.vocab = plan.vocab;
   options.context = plan.sources[plan.levels[k].source].context;
-  options.tree_capacity = plan.tree_capacity, options.ahead = plan.ahead;
+  options.tree_capacity = largest_tree(plan, k), options.ahead = plan.ahead;
   options.block = backend.row_buckets().back();
   options.logprobs = k == 0 ? kMaxLogprobs : 0;
   return options;

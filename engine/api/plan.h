@@ -53,6 +53,7 @@ struct LoadPlan {
   std::optional<LeafPlan> leaf;
   int context = 0, sequences = 1, vocab = 0, threads = 1;
   int tree_capacity = 0;  // nodes of the largest draft, root included
+  int tree = 0;           // nodes that the target shall be able to check, drafts aside
   int ahead = 0;          // tokens that a level may have guessed beyond the target's
   std::vector<std::string> notes;
 };
@@ -83,6 +84,8 @@ MemoryThere memory_there(const Backend&);
 /// fit.
 void check_memory(const LoadPlan&, const Backend&, const MemoryNeed&, const MemoryThere&);
 
+/// Nodes of the largest tree, root included, that level k can check.
+int largest_tree(const LoadPlan&, int k);
 /// The cache of level k.
 KVSpec cache_spec(const LoadPlan&, int k);
 /// What the parts of level k are made with; the plan and the backend alone decide it.

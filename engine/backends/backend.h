@@ -49,6 +49,9 @@ class Backend {
   /// Milliseconds from the first piece of work behind the wait before the last to the end of it, by
   /// the backend's own clock; none where it has none.
   virtual std::optional<double> worked_ms() const { return std::nullopt; }
+  /// Milliseconds by that clock that nothing was queued before it, since the work before that; none
+  /// where there was none.
+  virtual std::optional<double> idle_ms() const { return std::nullopt; }
   /// Runs `body`, whose operators are remembered instead of run; or keeps it and runs it at every
   /// replay, so that it must hold what it works with by value.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& body) = 0;

@@ -18,6 +18,7 @@ namespace {
 /// Bytes of a file that a thread reads at once: what stays in its cache until it is packed.
 constexpr size_t kUnitBytes = size_t{512} << 10;
 constexpr int kRowsTogether = 32;  // of the packed layouts' tiles
+constexpr size_t kSpare = 3;       // pieces of memory kept for the matrices to come
 
 /// A small floating-point tensor of `n` values, all of them finite.
 std::vector<float> load_finite(const Checkpoint& checkpoint, const std::string& name, int n) {
@@ -45,7 +46,8 @@ struct Matrix {
   std::vector<float> bias;  // [n] or empty
   int n = 0, k = 0;
   std::vector<Copy> copies;
-  size_t left = 0;  // units that are not packed yet
+  size_t left = 0;        // units that are not packed yet
+  std::once_flag staged;  // whether its copies have memory, where the host cannot write their own
 };
 
 /// Rows that one thread reads at once.
@@ -284,10 +286,11 @@ class ModelLoader {
   /// Any thread.
   void load(const Unit& unit, RowMemory& memory) {
     Matrix& m = *unit.matrix;
+    if (!backend_.on_host()) std::call_once(m.staged, [&] { stage(m); });
     WeightRows rows = unit.part->read(unit.first, unit.count, memory);
     rows.n = m.n, rows.first += unit.above;
     for (Copy& copy : m.copies) {
-      std::byte* const out = host_memory(copy);
+      std::byte* const out = backend_.on_host() ? copy.memory : copy.staged.data();
       if (!copy.linear) {
         pack_described(rows, out);
       } else if (!copy.cast) {
@@ -316,11 +319,22 @@ class ModelLoader {
           " has a weight beyond the range of f32 (its code times its scale); the file is damaged");
   }
 
-  std::byte* host_memory(Copy& copy) {
-    if (backend_.on_host()) return copy.memory;
-    const std::lock_guard lock(mutex_);
-    copy.staged.resize(copy.bytes);
-    return copy.staged.data();
+  /// Zeroed memory for the copies of a matrix, that of matrices which are through where there is
+  /// some: to touch new memory takes longer than all else that is done to it. Waits for an upload
+  /// in hand, so that packing never is far ahead of them.
+  void stage(Matrix& m) {
+    for (Copy& copy : m.copies) {
+      {
+        const std::lock_guard lock(mutex_);
+        const auto fits = [&](const auto& memory) { return memory.capacity() >= copy.bytes; };
+        const auto spare = std::find_if(spare_.begin(), spare_.end(), fits);
+        if (spare != spare_.end()) {
+          copy.staged = std::move(*spare);
+          spare_.erase(spare);
+        }
+      }
+      copy.staged.assign(copy.bytes, std::byte{});
+    }
   }
 
   /// Uploads a matrix once all of it is packed.
@@ -329,7 +343,11 @@ class ModelLoader {
     if (--m.left > 0) return;
     for (Copy& copy : m.copies) {
       backend_.upload(copy.memory, copy.staged.data(), copy.bytes);
-      std::vector<std::byte>().swap(copy.staged);
+      // The one that fits least is let go where there are too many.
+      spare_.push_back(std::move(copy.staged));
+      std::sort(spare_.begin(), spare_.end(),
+                [](const auto& a, const auto& b) { return a.capacity() < b.capacity(); });
+      if (spare_.size() > kSpare) spare_.erase(spare_.begin());
     }
   }
 
@@ -344,7 +362,8 @@ class ModelLoader {
   Matrix* head_ = nullptr;
   std::vector<std::pair<Linear*, Matrix*>> copies_;  // of the model that is being added
   std::vector<Unit> units_;
-  std::mutex mutex_;  // of what is staged, and of uploads
+  std::mutex mutex_;                           // of what is spare, and of uploads
+  std::vector<std::vector<std::byte>> spare_;  // by rising size
 };
 
 Model::Model(const ModelConfig& config, std::shared_ptr<const Model> shared)

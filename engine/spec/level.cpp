@@ -22,7 +22,7 @@ std::optional<double> sum(std::optional<double> a, std::optional<double> b) {
 
 void clear(LevelStats& stats) {
   stats.rounds = stats.drafted = stats.accepted = stats.emitted = stats.rows = 0;
-  stats.draft_ms = stats.verify_ms = 0;
+  stats.draft_ms = stats.verify_ms = stats.idle_ms = 0;
   std::fill(stats.accepted_at.begin(), stats.accepted_at.end(), 0);
   std::fill(stats.drafted_at.begin(), stats.drafted_at.end(), 0);
 }
@@ -254,10 +254,17 @@ void Level::extend(Batch batch, std::span<const int> tokens, std::span<RoundResu
   round_ms_ = verifier_->last_ms();
   for (int i = 0; i < n; ++i) {
     LevelStats& stats = stats_[batch[i]->slot];
+    note_idle(stats, n);
     stats.rounds += out[i].emitted, stats.emitted += out[i].emitted;
     stats.rows += rows_[i] + out[i].emitted;
     stats.verify_ms += round_ms_.value_or(0) / n;
   }
+}
+
+/// What the backend waited before a round of n sequences; before the first of a stream it may have
+/// waited for the request itself.
+void Level::note_idle(LevelStats& stats, int n) const {
+  if (stats.rounds > 0) stats.idle_ms += verifier_->last_idle_ms().value_or(0) / n;
 }
 
 int Level::depth_left(const Sequence& s, int limit) const {
@@ -360,7 +367,9 @@ void Level::advance(Batch batch, std::span<const int> limit, std::span<const cha
   if (verifying) row_cost_.add(std::accumulate(rows_.begin(), rows_.begin() + n, 0), *verifying);
   row_cost_.fill(n, guess_cost_);
   for (int i = 0; i < n; ++i) {
-    stats_[batch[i]->slot].verify_ms += verifying.value_or(0) / n;
+    LevelStats& stats = stats_[batch[i]->slot];
+    stats.verify_ms += verifying.value_or(0) / n;
+    note_idle(stats, n);
     record(*batch[i], i, rows_[i], out[i]);
   }
 }

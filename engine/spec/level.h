@@ -92,6 +92,7 @@ class Level final : public Drafter {
   void choose(Batch, int i, int limit);
   std::optional<double> fill_trees(Batch, std::span<const int> limit, std::span<const char> drafts);
   std::optional<double> ask(int k, Batch);
+  void note_idle(LevelStats&, int sequences) const;
   void record(const Sequence&, int i, int rows, const RoundResult&);
 
   std::unique_ptr<Verifier> verifier_;

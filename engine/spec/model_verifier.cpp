@@ -245,7 +245,7 @@ void ModelVerifier::verify(Batch batch, const DraftTrees& trees, std::span<Round
   }
   backend_.wait();
   for (size_t i = 0; i < batch.size(); ++i) note(*batch[i], missing_[i], out[i]);
-  ms_ = measured(backend_, started);
+  ms_ = measured(backend_, started), idle_ms_ = backend_.idle_ms();
 }
 
 void ModelVerifier::extend(Batch batch, std::span<const int> wanted, std::span<RoundResult> out) {
@@ -273,7 +273,7 @@ void ModelVerifier::extend(Batch batch, std::span<const int> wanted, std::span<R
   backend_.read(out.data(), m_->chain, batch.size() * sizeof(RoundResult));
   backend_.wait();
   for (int i = 0; i < n; ++i) note(*batch[i], missing_[i], out[i]);
-  ms_ = measured(backend_, started);
+  ms_ = measured(backend_, started), idle_ms_ = backend_.idle_ms();
 }
 
 void ModelVerifier::ask_logprobs(int top) {

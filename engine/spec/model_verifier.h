@@ -49,6 +49,7 @@ class ModelVerifier final : public Verifier, private RoundBody {
   void verify(Batch, const DraftTrees&, std::span<RoundResult> out) override;
   void extend(Batch, std::span<const int> wanted, std::span<RoundResult> out) override;
   std::optional<double> last_ms() const override { return ms_; }
+  std::optional<double> last_idle_ms() const override { return idle_ms_; }
 
   /// Rounds from now on also bring the log-probabilities of what they emit and of the `top`
   /// likeliest tokens; -1 = no more. At most VerifierOptions::logprobs.
@@ -88,10 +89,10 @@ class ModelVerifier final : public Verifier, private RoundBody {
   Buffer memory_;
   std::unique_ptr<Memory> m_;
   std::unique_ptr<Recording> follow_first_, follow_;
-  std::optional<double> ms_;  // of the last verify() or extend()
-  std::vector<int> usable_;   // [slot] entries this level may use, as of the last sync
-  std::vector<int> missing_;  // [batch] of the round being planned
-  int asked_ = -1;            // likeliest tokens asked for
+  std::optional<double> ms_, idle_ms_;  // of the last verify() or extend(), and before it
+  std::vector<int> usable_;             // [slot] entries this level may use, as of the last sync
+  std::vector<int> missing_;            // [batch] of the round being planned
+  int asked_ = -1;                      // likeliest tokens asked for
   std::vector<int32_t> host_path_node_, host_top_token_;
   std::vector<float> host_chosen_, host_top_logprob_;
 };

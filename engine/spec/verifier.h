@@ -38,6 +38,8 @@ class Verifier {
   /// Milliseconds that the last verify() or extend() worked, as the part measured them itself: a
   /// caller's clock would time a call that only queues. None when nothing was measured.
   virtual std::optional<double> last_ms() const = 0;
+  /// Milliseconds that the backend had nothing to do before that, where it tells.
+  virtual std::optional<double> last_idle_ms() const { return std::nullopt; }
 };
 
 }  // namespace stepladder

@@ -276,5 +276,28 @@ TEST(Level, ReportsItsOwnTimeOnlyWhenEveryPartDoes) {
     }
 }
 
+TEST(Level, SharesWhatTheBackendWaitedButNotForTheRequest) {
+  for (const std::optional<double> idle : {std::optional(0.5), std::optional<double>()}) {
+    auto rules = std::make_shared<fake::Rules>(2);
+    const fake::VerifierOptions options{.model = {.seed = 11}, .context = 100, .idle_ms = idle};
+    Level level(std::make_unique<FakeVerifier>(options, std::make_shared<fake::Cache>(2), rules),
+                nullptr, {.sequences = 2, .context = 100});
+    Sequence a{0, {1}, 1}, b{1, {2}, 1};
+    Sequence* const batch[] = {&a, &b};
+    const int limits[] = {1, 1};
+    const char drafts[] = {0, 0};
+    RoundResult out[2];
+    for (int round = 1; round <= 5; ++round) {
+      level.sync(batch);
+      level.advance(batch, limits, drafts, out);
+      for (int i : {0, 1}) {
+        batch[i]->tokens.push_back(out[i].token[0]);
+        ++batch[i]->committed;
+        EXPECT_EQ(level.stats(i).idle_ms, (round - 1) * idle.value_or(0) / 2);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace stepladder

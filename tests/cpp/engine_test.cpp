@@ -369,6 +369,39 @@ TEST(Engine, VerifyingCostsAreMeasuredBetweenRequests) {
   EXPECT_EQ(say(*engine, requests()[3]), before);
   EXPECT_THROW(engine->verify_ms({0}, 64, 3), Error);
   EXPECT_THROW(engine->verify_ms({1}, 5000, 3), Error);
+  EXPECT_THROW(engine->verify_ms({kMaxEmitted + 1}, 64, 3), Error);
+}
+
+TEST(Engine, TreesWiderThanARoundEmitsAreTimedWhereTheyWereAskedFor) {
+  Options options;
+  options.tree = 200;
+  const auto engine = load(models().target, "cast:int8:tokens=4", options);
+  const auto before = say(*engine, requests()[3]);
+  const auto ms = engine->verify_ms({1, 31, 32, 129, 200}, 64, 3);
+  ASSERT_EQ(ms.size(), 5u);
+  for (double t : ms) EXPECT_GT(t, 0);
+  EXPECT_GT(ms[4], ms[0]) << "200 rows cost no more than one";
+  EXPECT_EQ(say(*engine, requests()[3]), before);
+  EXPECT_THROW(engine->verify_ms({201}, 64, 3), Error);
+  // Only the depth of a tree takes positions.
+  EXPECT_NO_THROW(engine->verify_ms({200}, engine->info().context - kMaxEmitted, 1));
+  EXPECT_THROW(engine->verify_ms({200}, engine->info().context - kMaxEmitted + 1, 1), Error);
+  for (int tree : {-1, 1 << 20}) {
+    options.tree = tree;
+    EXPECT_THROW(load(models().target, "", options), Error);
+  }
+}
+
+TEST(Engine, TheWeightsOfAPassCanBeFound) {
+  const auto engine = load(models().quantized, "cast:int8");
+  const auto& weights = engine->weights();
+  EXPECT_EQ(weights.size(), 4u * engine->info().layers + 1);
+  size_t bytes = 0;
+  for (const WeightMemory& w : weights) {
+    EXPECT_NE(w.data, nullptr);
+    bytes += w.bytes;
+  }
+  EXPECT_EQ(bytes, engine->info().levels[0].pass_bytes);
 }
 
 TEST(Engine, ProgressIsToldAndCanStopTheLoad) {

@@ -92,6 +92,7 @@ struct VerifierOptions {
   int ahead = 64;
   // Milliseconds of a round: so many, and so many for each row. 0 = nothing is measured.
   double ms = 0, row_ms = 0;
+  std::optional<double> idle_ms = std::nullopt;  // before a round
 };
 
 class FakeVerifier final : public Verifier {
@@ -141,6 +142,7 @@ class FakeVerifier final : public Verifier {
   std::optional<double> last_ms() const override {
     return o_.ms > 0 ? std::optional(ms_) : std::nullopt;
   }
+  std::optional<double> last_idle_ms() const override { return o_.idle_ms; }
 
   void extend(Batch batch, std::span<const int> wanted, std::span<RoundResult> out) override {
     ms_ = 0;

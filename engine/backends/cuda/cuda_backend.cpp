@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <sstream>
 #include <string>
+#include <utility>
 
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/kv_layout.h"
@@ -100,6 +101,7 @@ CudaBackend::CudaBackend(int index) : index_(index) {
   must(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
   must(cudaEventCreate(&began_), "an event");
   must(cudaEventCreate(&ended_), "an event");
+  must(cudaEventCreate(&ended_before_), "an event");
   uploads_ = std::make_unique<cuda::Uploads>(stream_);
   reads_ = std::make_unique<cuda::Reads>(stream_);
 }
@@ -111,6 +113,7 @@ CudaBackend::~CudaBackend() {
   uploads_.reset();
   cudaEventDestroy(began_);
   cudaEventDestroy(ended_);
+  cudaEventDestroy(ended_before_);
   cudaStreamDestroy(stream_);
 }
 
@@ -169,12 +172,17 @@ void CudaBackend::wait() {
   if (working_) must(cudaEventRecord(ended_, stream_), "an event");
   must(cudaStreamSynchronize(stream_), "waiting for the device");
   reads_->arrived();
-  worked_ms_.reset();
+  worked_ms_.reset(), idle_ms_.reset();
   if (!working_) return;
   working_ = false;
   float ms = 0;
   must(cudaEventElapsedTime(&ms, began_, ended_), "the time of a piece of work");
   worked_ms_ = ms;
+  if (std::exchange(has_worked_, true)) {
+    must(cudaEventElapsedTime(&ms, ended_before_, began_), "the time between two pieces of work");
+    idle_ms_ = ms;
+  }
+  std::swap(ended_, ended_before_);
 }
 
 class CudaBackend::Graph final : public Recording {

@@ -31,6 +31,7 @@ class CudaBackend final : public Backend, private ProjectSteps {
   void wait() override;
   bool runs_at_once() const override { return false; }
   std::optional<double> worked_ms() const override { return worked_ms_; }
+  std::optional<double> idle_ms() const override { return idle_ms_; }
   std::unique_ptr<Recording> record(const std::function<void()>& body) override;
   std::vector<int> row_buckets() const override { return {1, 2, 4, 8, 16, 24, 32, 48, 64, 128}; }
   size_t kv_bytes(const KVSpec&) const override;
@@ -70,9 +71,9 @@ class CudaBackend final : public Backend, private ProjectSteps {
   int index_;
   cudaDeviceProp properties_{};
   cudaStream_t stream_ = nullptr;
-  cudaEvent_t began_ = nullptr, ended_ = nullptr;
-  bool working_ = false, capturing_ = false;
-  std::optional<double> worked_ms_;
+  cudaEvent_t began_ = nullptr, ended_ = nullptr, ended_before_ = nullptr;
+  bool working_ = false, capturing_ = false, has_worked_ = false;
+  std::optional<double> worked_ms_, idle_ms_;
   std::unique_ptr<cuda::Uploads> uploads_;
   std::unique_ptr<cuda::Reads> reads_;
 };

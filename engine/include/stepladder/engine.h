@@ -68,6 +68,7 @@ struct Options {
   std::string device = "auto";  // or one that backends() names: "cpu", "cuda:1"
   std::string isa;              // cpu: "" = best; "portable", "avx2", "avx512"
   std::string head;             // the target's lm_head format; "" = as stored
+  int tree = 0;  // nodes, root included, that the target can check at once; 0 = what drafts need
   /// Called while loading with done and total bytes; returning false aborts with Error(cancelled).
   std::function<bool(size_t done, size_t total)> progress;
 };
@@ -113,6 +114,7 @@ struct LevelStats {
   std::string name;
   int64_t rounds = 0, drafted = 0, accepted = 0, emitted = 0, rows = 0;
   double draft_ms = 0, verify_ms = 0;
+  double idle_ms = 0;  // that a device waited for the host before these rounds, as far as it tells
   std::vector<int64_t> accepted_at, drafted_at;  // by position in the draft
   /// Tokens a round emits, bonus included.
   double acceptance_length() const { return rounds ? double(emitted) / double(rounds) : 0; }
@@ -162,6 +164,12 @@ struct Info {
   std::vector<LevelInfo> levels;
 };
 
+/// A matrix in a backend's memory, which the host may not be able to read.
+struct WeightMemory {
+  const void* data = nullptr;
+  size_t bytes = 0;
+};
+
 /// A loaded model with its levels. One thread of its own runs all requests.
 class Engine {
  public:
@@ -171,8 +179,13 @@ class Engine {
   /// Checks the request and queues it. Throws Error(invalid_argument) naming the field.
   virtual std::shared_ptr<Stream> submit(Request) = 0;
   virtual const Info& info() const = 0;
+  /// The matrices that one pass of the target reads, in its order, where they lie for as long as
+  /// the engine lives: what a bench reads to know the time that no pass can beat.
+  virtual const std::vector<WeightMemory>& weights() const = 0;
   /// Milliseconds one pass of the target takes to check a tree of each of `rows` nodes behind
-  /// `context` tokens: the median of `repeats`. Waits until no request runs, and holds up new ones.
+  /// `context` tokens: the median of `repeats`. A tree is a chain, or several from one root where
+  /// it has more nodes than a round can emit; Options::tree says how many there can be. Waits until
+  /// no request runs, and holds up new ones.
   virtual std::vector<double> verify_ms(const std::vector<int>& rows, int context = 64,
                                         int repeats = 9) = 0;
 };

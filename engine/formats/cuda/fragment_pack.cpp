@@ -18,15 +18,20 @@ uint32_t in_pairs(uint32_t x) {
   return x ^ t ^ (t << 8);
 }
 
-/// Calls put(block, t, codes) for each eight codes of a row, 4, 8 or 16 bytes.
+/// Calls put(block, t, codes) for each eight codes of a row, 4, 8 or 16 bytes; behind its end, up to
+/// `blocks`, they stand for zeros.
 template <class Put>
-void each_piece(const WeightRows& w, int row, Put&& put) {
+void each_piece(const WeightRows& w, int row, int blocks, Put&& put) {
   const int code_bits = bits(w.desc.code);
   for (int at = 0; at + 8 <= w.k; at += 8) {
     const std::byte* codes = w.words_across ? w.codes + (size_t(at / 8) * w.count + row) * 4
                                             : w.codes + (size_t(row) * w.k + at) * code_bits / 8;
     put(at / kBlock, at % kBlock / 8, codes);
   }
+  std::byte zeros[16] = {};
+  if (w.desc.code == DType::i4) std::memset(zeros, 0x88, sizeof(zeros));
+  for (int block = w.k / kBlock; block < blocks; ++block)
+    for (int t = 0; t < kBlock / 8; ++t) put(block, t, zeros);
 }
 
 void put_scale(DType t, float scale, std::byte* out) {
@@ -56,7 +61,7 @@ void pack(const WeightRows& w, std::byte* out) {
     const int row = w.first + i, tile = row / kTileRows, in_tile = row % kTileRows;
     const int g = in_tile % 8, half = in_tile / 8;
     std::byte* const codes = out + size_t(tile) * l.units * l.unit_bytes;
-    each_piece(w, i, [&](int block, int t, const std::byte* piece) {
+    each_piece(w, i, l.units * l.blocks, [&](int block, int t, const std::byte* piece) {
       std::byte* const unit = codes + size_t(block / l.blocks) * l.unit_bytes;
       const int lane = g * 4 + t, b = block % l.blocks;
       const auto vector = [&](int v) { return unit + v * kUnitVectorBytes + lane * 16; };

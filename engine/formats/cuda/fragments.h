@@ -6,7 +6,7 @@
 // if activations are read in the same order, which is one aligned load of eight values.
 //
 //   unit     of [tile][unit], all there is of it in one piece, which one bulk copy moves
-//              codes   [vector][lane] 16 bytes; what lies past n or k is zeros
+//              codes   [vector][lane] 16 bytes; what lies past k stands for zeros
 //              scales  in groups: [g][span], pairs of rows g and g + 8; a span is the part of a
 //                      unit that has one scale, a larger group's stands in each of its units
 //   scales   one a row: from the next multiple of 256 bytes on, [tile][16]

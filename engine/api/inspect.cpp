@@ -47,7 +47,7 @@ Info inspect(const std::string& directory) {
   level.name = "target";
   const TensorNames& names = *c.family->names;
   level.format = stored_format(*checkpoint, names.of_layer(0, names.q));
-  level.head = stored_format(*checkpoint, c.tied_head ? names.embedding : names.head);
+  level.head = stored_format(*checkpoint, c.tied_head ? c.embedding : names.head);
   level.weight_bytes = info.total_bytes;
   info.levels.push_back(std::move(level));
   return info;

@@ -90,7 +90,9 @@ size_t source_bytes(const Source& s) {
   const auto& c = s.config;
   size_t bytes = c.tied_head ? size_t(c.vocab) * c.width * 2 : 0;
   for (const std::string& name : s.checkpoint->names()) {
-    if (c.tied_head && name.starts_with(std::string(c.family->names->head) + ".")) continue;
+    // An equal copy of the embedding is not read.
+    const std::string head = c.family->names->head;
+    if (c.tied_head && head != c.embedding && name.starts_with(head + ".")) continue;
     const TensorInfo& t = *s.checkpoint->find(name);
     bytes += t.dtype == "F32" && t.shape.size() > 1 ? t.bytes / 2 : t.bytes;
   }

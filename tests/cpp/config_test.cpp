@@ -11,6 +11,7 @@
 #include "model/config.h"
 #include "model/families.h"
 #include "support/configs.h"
+#include "support/memory_checkpoint.h"
 #include "support/refusal.h"
 #include "support/safetensors_writer.h"
 
@@ -270,23 +271,34 @@ TEST(Config, MissesAHeadThatIsNotTied) {
 }
 
 // As transformers does; a quantized head is what a quantizer made of a tied one.
-TEST(Config, ATiedHeadLeavesAStoredOneUnlessItIsQuantized) {
-  const json tied = llama({{"tie_word_embeddings", true}});
-  const std::string embedding = "model.embed_tokens.weight";
+TEST(Config, ATiedHeadGivesWayToOneThatIsStoredAndDiffers) {
+  using Codes = std::vector<uint16_t>;
+  const std::string embedding = "model.embed_tokens.weight", head = "lm_head.weight";
+  const Codes table = {1, 2, 3, 4}, other = {1, 2, 3, 5};
   const struct {
-    std::vector<std::string> head;
+    std::vector<std::string> stored;
+    Codes head;
+    std::vector<int64_t> shape;
     bool tied;
-    const char* note;
-  } cases[] = {{{}, true, nullptr},
-               {{"lm_head.weight"}, true, "is ignored"},
-               {{"lm_head.weight", "lm_head.weight_scale"}, false, "is used"},
-               {{"lm_head.weight_packed", "lm_head.weight_scale"}, false, "is used"},
-               {{"lm_head.qweight"}, false, "is used"}};
+    const char *embedding, *note;
+  } cases[] = {{{embedding}, {}, {}, true, "model.embed_tokens", nullptr},
+               {{embedding, head}, table, {2, 2}, true, "model.embed_tokens", nullptr},
+               {{embedding, head}, other, {2, 2}, false, "model.embed_tokens", "is used"},
+               {{embedding, head}, table, {1, 4}, false, "model.embed_tokens", "is used"},
+               {{head}, other, {2, 2}, true, "lm_head", nullptr},
+               {{embedding, head, "lm_head.weight_scale"}, table, {2, 2}, false,
+                "model.embed_tokens", "is used"},
+               {{embedding, "lm_head.weight_packed"}, {}, {}, false, "model.embed_tokens",
+                "is used"},
+               {{embedding, "lm_head.qweight"}, {}, {}, false, "model.embed_tokens", "is used"}};
   for (const auto& c : cases) {
-    std::vector<std::string> names = c.head;
-    names.push_back(embedding);
-    const ModelConfig read = read_config(ConfigOnly(tied, json::object(), names));
+    MemoryCheckpoint checkpoint(llama({{"tie_word_embeddings", true}}));
+    for (const std::string& name : c.stored)
+      name == head ? checkpoint.add(name, "BF16", c.shape, c.head)
+                   : checkpoint.add(name, "BF16", {2, 2}, table);
+    const ModelConfig read = read_config(checkpoint);
     EXPECT_EQ(read.tied_head, c.tied);
+    EXPECT_STREQ(read.embedding, c.embedding);
     ASSERT_EQ(read.notes.size(), c.note ? 1u : 0u);
     if (!c.note) continue;
     EXPECT_NE(read.notes[0].find("tie_word_embeddings=true"), std::string::npos) << read.notes[0];

@@ -106,12 +106,30 @@ def write_tied_with_a_head(directory):
     (directory / "config.json").write_text(json.dumps(config))
 
 
-def test_a_head_stored_beside_a_tied_one_is_ignored_and_named(tmp_path):
+def test_a_head_stored_beside_a_tied_one_is_used_where_it_differs(tmp_path):
     write_tied_with_a_head(tmp_path)
     agree(tmp_path)
     with stepladder.load(tmp_path, threads=1) as model:
         for info in (model.info, stepladder.inspect(tmp_path)):
-            assert any("lm_head.weight is stored; it is ignored" in note for note in info.notes)
+            assert any("lm_head.weight is stored and differs" in note for note in info.notes)
+
+
+@pytest.mark.parametrize("stored", ["head alone", "equal head"])
+def test_a_tied_model_may_store_its_table_under_either_name(tmp_path, stored):
+    tiny.write_model(tmp_path, tie_word_embeddings=True)
+    with stepladder.load(tmp_path, threads=1) as model:
+        expected = model.generate(PROMPT, max_tokens=8)
+    values = tiny.tensors(tiny.config(tie_word_embeddings=True))
+    values["lm_head.weight"] = values["model.embed_tokens.weight"]
+    if stored == "head alone":
+        del values["model.embed_tokens.weight"]
+    tiny.write_tensors(tmp_path, values)
+    with stepladder.load(tmp_path, threads=1) as model:
+        answer = model.generate(PROMPT, max_tokens=8)
+        assert not model.info.notes
+    assert (answer.tokens, answer.logits) == (expected.tokens, expected.logits)
+    stepladder.quantize(tmp_path, tmp_path / "out", "w8a16", head="int8")
+    agree(tmp_path / "out")
 
 
 @pytest.mark.parametrize("head", [None, "int8"])

@@ -97,9 +97,7 @@ class _Job:
         self._tensors: dict[str, _Stored] = {}
         try:
             self._open()
-            if self._config.get("tie_word_embeddings") is True:
-                # The embedding is the head: what else is stored is not read.
-                self._tensors.pop("lm_head.weight", None)
+            self._untied = self._settle_tie()
             self._plan = [(name, self._format_of(name)) for name in self._tensors]
             self._head_from_embedding = bool(head) and "lm_head.weight" not in self._tensors
             if not any(f for _, f in self._plan):
@@ -142,6 +140,24 @@ class _Job:
                     self._tensors[tensor] = _Stored(
                         file, info["dtype"], info["shape"], 8 + size + begin, end - begin
                     )
+
+    def _settle_tie(self) -> bool:
+        """Of a tied model keeps one table, or both where they differ: whether they do."""
+        embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+        if self._config.get("tie_word_embeddings") is not True or head not in self._tensors:
+            return False
+        if embedding in self._tensors and not self._equal(embedding, head):
+            return True
+        self._tensors.setdefault(embedding, self._tensors.pop(head))
+        return False
+
+    def _equal(self, a: str, b: str) -> bool:
+        first, second = self._tensors[a], self._tensors[b]
+        return (first.dtype, first.shape) == (second.dtype, second.shape) and all(
+            self._read(first, at, min(_CHUNK, first.bytes - at))
+            == self._read(second, at, min(_CHUNK, first.bytes - at))
+            for at in range(0, first.bytes, _CHUNK)
+        )
 
     def _format_of(self, name: str) -> str | None:
         stem, _, kind = name.rpartition(".")
@@ -263,7 +279,7 @@ class _Job:
             groups["group_1"] = self._config_of(self._head, ["lm_head"])
             if LAYOUTS[self._head].codes.layout != format:
                 format = "mixed-precision"
-        if self._head_from_embedding:
+        if self._head_from_embedding or self._untied:
             config["tie_word_embeddings"] = False
         config["quantization_config"] = {
             "quant_method": "compressed-tensors",

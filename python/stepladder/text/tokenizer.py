@@ -11,6 +11,7 @@ from typing import Any
 from ..base.arguments import flag, shown, string, token_ids, whole
 from ..base.errors import InvalidArgumentError, ModelFormatError, UnsupportedError
 from ..base.json_file import read_json
+from .added_tokens import added_tokens, special_names
 from .detokenizer import Detokenizer
 from .guard import Guard
 from .json_tokenizer import JsonTokenizer
@@ -245,10 +246,11 @@ def _all_text(value: Any, depth: int = 0) -> str:
 
 
 def _open_core(directory: Path, config: dict[str, Any]):
+    added, names = added_tokens(directory, config), special_names(directory, config)
     if (directory / "tokenizer.json").exists():
-        core = JsonTokenizer(directory / "tokenizer.json", config)
+        core = JsonTokenizer(directory / "tokenizer.json", config, added, names)
     elif (directory / "tokenizer.model").exists():
-        core = SentencePieceTokenizer(directory / "tokenizer.model", config)
+        core = SentencePieceTokenizer(directory / "tokenizer.model", config, added, names)
     else:
         raise UnsupportedError(f"{directory}: neither tokenizer.json nor tokenizer.model is there")
     seen: dict[int, str] = {}

@@ -55,13 +55,21 @@ void check_activation(const Settings& config, const Family& family) {
 
 const Family& family_of(const Settings& config, std::span<const Family> table) {
   const json* list = config.find("architectures");
-  check(list && list->is_array() && list->size() == 1 && list->front().is_string(),
-        Code::model_format, config.where(), ": architectures must be a list of one name");
+  const auto type = config.text("model_type");
+  if (!list || (list->is_array() && list->empty())) {
+    check(type.has_value(), Code::model_format, config.where(),
+          ": neither architectures nor model_type says what model this is");
+    for (const Family& family : table)
+      if (*type == family.model_type) return family;
+    fail(Code::unsupported, config.where(), ": model_type ", quote(*type), " is of none of ",
+         family_names(table));
+  }
+  check(list->is_array() && list->size() == 1 && list->front().is_string(), Code::model_format,
+        config.where(), ": architectures must be a list of one name");
   const std::string& name = list->front().get_ref<const std::string&>();
   const Family* family = find_family(table, name);
   check(family != nullptr, Code::unsupported, config.where(), ": the architecture ", quote(name),
         " is not one of ", family_names(table));
-  const auto type = config.text("model_type");
   check(!type || *type == family->model_type, Code::unsupported, config.where(), ": model_type ",
         quote(type.value_or("")), " does not belong to ", name, ", whose model_type is ",
         family->model_type);

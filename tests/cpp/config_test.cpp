@@ -306,6 +306,42 @@ TEST(Config, ATiedHeadGivesWayToOneThatIsStoredAndDiffers) {
   }
 }
 
+TEST(Config, AModelTypeNamesAFamilyWhereArchitecturesIsMissing) {
+  for (const json& list : {json(nullptr), json::array()}) {
+    const json config = llama({{"architectures", list}, {"model_type", "qwen3"}});
+    EXPECT_EQ(read(config).architecture, "Qwen3ForCausalLM");
+  }
+  expect_refused([] { read(without(llama(), "architectures")); }, Code::model_format,
+                 {"architectures", "model_type"});
+  expect_refused([] { read(llama({{"architectures", nullptr}, {"model_type", "gpt2"}})); },
+                 Code::unsupported, {"gpt2", "LlamaForCausalLM"});
+}
+
+TEST(RopeTable, TakesOneMeaningInTwoSpellings) {
+  const json now = {{"rope_type", "yarn"},
+                    {"rope_theta", 5e5},
+                    {"factor", 4.0},
+                    {"original_max_position_embeddings", 512}};
+  const json before = {
+      {"type", "yarn"}, {"factor", 4}, {"finetuned", true}, {"beta_fast", nullptr}};
+  const json both = llama({{"rope_parameters", now},
+                           {"rope_scaling", before},
+                           {"rope_theta", 500000},
+                           {"original_max_position_embeddings", 512}});
+  const ModelConfig alone = read(llama({{"rope_parameters", now}}));
+  EXPECT_EQ(rope_table(read(both)).inv_freq, rope_table(alone).inv_freq);
+  EXPECT_EQ(rope_table(read(without(both, "rope_theta"))).inv_freq, rope_table(alone).inv_freq);
+  for (const auto& [key, value] :
+       {std::pair<const char*, json>{"factor", 8}, {"type", "linear"}, {"beta_fast", 16}}) {
+    json other = both;
+    other["rope_scaling"][key] = value;
+    expect_refused([&] { read(other); }, Code::model_format, {"rope_scaling", "differ", "remove"});
+  }
+  json theta = both;
+  theta["rope_theta"] = 10000;
+  expect_refused([&] { read(theta); }, Code::model_format, {"rope_scaling", "differ"});
+}
+
 TEST(RopeTable, TakesBothSpellings) {
   const json settings = {
       {"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 512}};

@@ -104,17 +104,18 @@ def tensors(c: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def write_tensors(directory: Path, values: dict[str, np.ndarray], dtype: str = "BF16") -> None:
-    """model.safetensors from f32 arrays."""
+    """model.safetensors from arrays: f32 ones as `dtype`, whole numbers as they are."""
+    whole = {"i": {1: "I8", 4: "I32", 8: "I64"}, "u": {1: "U8", 4: "I32"}}
+
+    def kind(value: np.ndarray) -> str:
+        return whole[value.dtype.kind][value.dtype.itemsize] if value.dtype.kind in whole else dtype
+
     writer = SafetensorsWriter(
-        directory, [TensorSpec(n, dtype, v.shape) for n, v in values.items()]
+        directory, [TensorSpec(n, kind(v), v.shape) for n, v in values.items()]
     )
     for name, value in values.items():
-        data = (
-            to_bf16(value)
-            if dtype == "BF16"
-            else value.astype(np.float16 if dtype == "F16" else np.float32)
-        )
-        writer.write(name, data.tobytes())
+        types = {"BF16": to_bf16, "F16": np.float16, "F32": np.float32}
+        writer.write(name, (types[dtype](value) if kind(value) == dtype else value).tobytes())
     writer.close()
 
 

@@ -16,8 +16,8 @@ namespace {
 
 bool is_packed(const Storage& s) { return s.packing == "pack-quantized"; }
 
-/// Codes [n][k]: bytes, or value + 128 in words of four with the low byte first; scales [n, 1], [n],
-/// in groups [n, k / group] or, per tensor, [1].
+/// Codes [n][k]: bytes, or value + 128 in words of four with the low byte first; scales [n, 1],
+/// [n], in groups [n, k / group] or, per tensor, [1].
 class Int8Reader final : public WeightReader {
  public:
   Int8Reader(const char* name, const Checkpoint& c, const std::string& prefix, int n, int k)

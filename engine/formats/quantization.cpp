@@ -97,8 +97,7 @@ constexpr std::string_view kGptqMade =
 constexpr std::string_view kCompressed =
     "quant_method format quantization_status global_compression_ratio kv_cache_scheme ignore "
     "config_groups sparsity_config version run_compressed";
-constexpr std::string_view kGroup =
-    "targets weights input_activations output_activations format";
+constexpr std::string_view kGroup = "targets weights input_activations output_activations format";
 constexpr std::string_view kArgs =
     "num_bits type symmetric group_size strategy block_structure dynamic actorder observer "
     "observer_kwargs scale_dtype zp_dtype";

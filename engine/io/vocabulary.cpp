@@ -191,9 +191,12 @@ class SideTokens final : public JsonEvents {
     if (decoder_ && depth_ == 1) inside_ = false;
   }
   void key(std::string& name) override {
-    if (decoder_ && depth_ == 1) root_key_ = std::move(name);
-    else if (depth_ == (decoder_ ? 3 : 1)) key_ = std::move(name);
-    else if (inside_ && depth_ == 2) read_id(name);
+    if (decoder_ && depth_ == 1)
+      root_key_ = std::move(name);
+    else if (depth_ == (decoder_ ? 3 : 1))
+      key_ = std::move(name);
+    else if (inside_ && depth_ == 2)
+      read_id(name);
   }
   void string(std::string& value) override {
     if (decoder_ && inside_ && depth_ == 3 && key_ == "content")
@@ -202,8 +205,10 @@ class SideTokens final : public JsonEvents {
       other();
   }
   void count(uint64_t value) override {
-    if (!decoder_ && depth_ == 1) add(value, std::move(key_));
-    else other();
+    if (!decoder_ && depth_ == 1)
+      add(value, std::move(key_));
+    else
+      other();
   }
   void negative(int64_t) override { other(); }
   void real(double) override { other(); }
@@ -231,8 +236,9 @@ class SideTokens final : public JsonEvents {
   /// A value where only a token's may stand.
   void other() const {
     check(depth_ > 0, Code::model_format, where_, ": not a JSON object");
-    check(decoder_ ? !(inside_ && depth_ == 2) : depth_ > 1, Code::model_format, where_,
-          decoder_ ? ": added_tokens_decoder is malformed" : ": a token's id is not a whole number");
+    check(
+        decoder_ ? !(inside_ && depth_ == 2) : depth_ > 1, Code::model_format, where_,
+        decoder_ ? ": added_tokens_decoder is malformed" : ": a token's id is not a whole number");
   }
 
   const std::string& where_;

@@ -281,16 +281,20 @@ TEST(Config, ATiedHeadGivesWayToOneThatIsStoredAndDiffers) {
     std::vector<int64_t> shape;
     bool tied;
     const char *embedding, *note;
-  } cases[] = {{{embedding}, {}, {}, true, "model.embed_tokens", nullptr},
-               {{embedding, head}, table, {2, 2}, true, "model.embed_tokens", nullptr},
-               {{embedding, head}, other, {2, 2}, false, "model.embed_tokens", "is used"},
-               {{embedding, head}, table, {1, 4}, false, "model.embed_tokens", "is used"},
-               {{head}, other, {2, 2}, true, "lm_head", nullptr},
-               {{embedding, head, "lm_head.weight_scale"}, table, {2, 2}, false,
-                "model.embed_tokens", "is used"},
-               {{embedding, "lm_head.weight_packed"}, {}, {}, false, "model.embed_tokens",
-                "is used"},
-               {{embedding, "lm_head.qweight"}, {}, {}, false, "model.embed_tokens", "is used"}};
+  } cases[] = {
+      {{embedding}, {}, {}, true, "model.embed_tokens", nullptr},
+      {{embedding, head}, table, {2, 2}, true, "model.embed_tokens", nullptr},
+      {{embedding, head}, other, {2, 2}, false, "model.embed_tokens", "is used"},
+      {{embedding, head}, table, {1, 4}, false, "model.embed_tokens", "is used"},
+      {{head}, other, {2, 2}, true, "lm_head", nullptr},
+      {{embedding, head, "lm_head.weight_scale"},
+       table,
+       {2, 2},
+       false,
+       "model.embed_tokens",
+       "is used"},
+      {{embedding, "lm_head.weight_packed"}, {}, {}, false, "model.embed_tokens", "is used"},
+      {{embedding, "lm_head.qweight"}, {}, {}, false, "model.embed_tokens", "is used"}};
   for (const auto& c : cases) {
     MemoryCheckpoint checkpoint(llama({{"tie_word_embeddings", true}}));
     for (const std::string& name : c.stored)

@@ -161,18 +161,37 @@ TEST(Registry, RefusesAnUnknownNameAndListsTheKnown) {
 
 TEST(Pattern, MatchesAsPythonsMatchDoes) {
   const std::string name = "model.layers.12.mlp.down_proj";
-  for (const char* yes :
-       {"model", ".*down_proj", ".*down_proj$", "^model", "model\\.layers\\.[0-9]+\\.mlp",
-        "model.*?proj", "(x|model).(layers|y)", ".*(up|down)_proj", "model.layers.\\d+.mlp",
-        "[^x]+$", "mo?del", "", "(a*)*", "model.layers.1(?:2)?.mlp.\\w+", "a|m",
-        "model.layers.\\d{2}\\.", "model.layers.\\d{1,}.mlp", "(\\w+[.]){2,4}down", "x{0}model",
-        "mod{,3}el", "\\bmodel\\b.*\\bmlp\\b", "mo\\Bdel", "(?i)MODEL.LAYERS", "(?i)[L-N]ODEL",
-        "model.layers.12.mlp\\b", "(?i)Model\\.(X|Layers)"})
+  for (const char* yes : {"model",
+                          ".*down_proj",
+                          ".*down_proj$",
+                          "^model",
+                          "model\\.layers\\.[0-9]+\\.mlp",
+                          "model.*?proj",
+                          "(x|model).(layers|y)",
+                          ".*(up|down)_proj",
+                          "model.layers.\\d+.mlp",
+                          "[^x]+$",
+                          "mo?del",
+                          "",
+                          "(a*)*",
+                          "model.layers.1(?:2)?.mlp.\\w+",
+                          "a|m",
+                          "model.layers.\\d{2}\\.",
+                          "model.layers.\\d{1,}.mlp",
+                          "(\\w+[.]){2,4}down",
+                          "x{0}model",
+                          "mod{,3}el",
+                          "\\bmodel\\b.*\\bmlp\\b",
+                          "mo\\Bdel",
+                          "(?i)MODEL.LAYERS",
+                          "(?i)[L-N]ODEL",
+                          "model.layers.12.mlp\\b",
+                          "(?i)Model\\.(X|Layers)"})
     EXPECT_TRUE(matches_pattern(yes, name, "here")) << yes;
-  for (const char* no : {"down_proj", ".*down$", "^layers", "model$", "(x|y)odel", "[^m]",
-                         "mo+del.x", "model.layers.\\d+$",
-                         "model.layers.\\d{3}", "(\\w+[.]){5}", "mo{2}del", "model\\B", "mod\\bel",
-                         "\\Bmodel", "MODEL", "(?i)LAYERS", "model.layers.\\d{1}.mlp", "model{"})
+  for (const char* no :
+       {"down_proj", ".*down$", "^layers", "model$", "(x|y)odel", "[^m]", "mo+del.x",
+        "model.layers.\\d+$", "model.layers.\\d{3}", "(\\w+[.]){5}", "mo{2}del", "model\\B",
+        "mod\\bel", "\\Bmodel", "MODEL", "(?i)LAYERS", "model.layers.\\d{1}.mlp", "model{"})
     EXPECT_FALSE(matches_pattern(no, name, "here")) << no;
   EXPECT_TRUE(matches_pattern("a{x}{,y", "a{x}{,y", "here"));
   for (const char* no : {"a{3,2}", "{2}", "(?=a)", "(a{100}){100}", "a(?i)b"})

@@ -149,9 +149,10 @@ std::vector<Refusal> refusals() {
        {kLayer + ".weight"}},
       // GPTQ
       {"gptq_asymmetric", set(kGptq, "/sym", false), no, {"sym"}},
-      {"gptq_no_bits", with(kGptq, [](MemoryCheckpoint& c) {
-         c.config()["quantization_config"].erase("bits");
-       }), bad, {".bits is missing"}},
+      {"gptq_no_bits",
+       with(kGptq, [](MemoryCheckpoint& c) { c.config()["quantization_config"].erase("bits"); }),
+       bad,
+       {".bits is missing"}},
       {"gptq_rotated", set(kGptq, "/rotation", "hadamard"), no, {"\"rotation\"", "not known"}},
       {"gptq_marlin_layout", set(kGptq, "/is_marlin_format", true), no, {"\"is_marlin_format\""}},
       {"gptq_8_bits", set(kGptq, "/bits", 8), no, {"GPTQ int8", "groups of 32"}},

@@ -43,7 +43,11 @@ def test_tokens_that_only_a_side_file_has_are_tokens(tmp_path, place):
     a, b = text.encode("a"), text.encode("b")
     assert text.encode(f"a{THINK}b{END}") == [*a, SIZE, *b, SIZE + 1]
     assert text.decode([*a, SIZE, *b]) == f"a{THINK}b"
-    assert (text.eos.id, text.is_control(SIZE + 1), text.is_control(SIZE)) == (SIZE + 1, True, False)
+    assert (text.eos.id, text.is_control(SIZE + 1), text.is_control(SIZE)) == (
+        SIZE + 1,
+        True,
+        False,
+    )
     # The engine chooses among as many tokens as the text has.
     assert stepladder.inspect(tmp_path).vocab == text.size == SIZE + 2
 

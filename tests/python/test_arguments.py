@@ -100,8 +100,10 @@ def test_options_of_wrong_types(tiny_model, call, options, word):
 
 def test_template_variables_reach_the_template(tiny_model):
     tool = {"type": "function", "function": {"name": "f"}}
-    options = {"chat_template_kwargs": {"enable_thinking": False}, "tools": [tool]}
+    options = {"chat_template_kwargs": {"enable_thinking": False}}
     assert tiny_model.generate([USER], max_tokens=2, **options).tokens
+    with refused(InvalidArgumentError, "tools", "does not look at tools"):
+        tiny_model.generate([USER], tools=[tool])
     whole = tiny_model.stream([USER], max_tokens=1, chat_template_kwargs={})
     bare = tiny_model.stream(
         [USER], max_tokens=1, chat_template_kwargs={"add_generation_prompt": False}

@@ -97,7 +97,13 @@ def test_int8_weights_in_groups(tmp_path, family):
         out[stem + "weight_scale"] = scale[..., 0].astype(np.float32)
         out[stem + "weight_shape"] = np.array(value.shape, np.int64)
     tiny.write_tensors(tmp_path, out)
-    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+    weights = {
+        "num_bits": 8,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group",
+        "group_size": 32,
+    }
     config["quantization_config"] = {
         "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},

@@ -160,7 +160,7 @@ def _generate(args: argparse.Namespace) -> int:
     if not prompt:
         raise InvalidArgumentError("prompt: it is empty")
     with _load(args, args.draft) as model:
-        if not args.raw and model.text.template is not None:
+        if not args.raw and model.text.has_template:
             system = [{"role": "system", "content": args.system}] if args.system is not None else []
             prompt = [*system, {"role": "user", "content": prompt}]
         elif args.system is not None:
@@ -364,7 +364,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _as_prompt(model: Model, text: str) -> Any:
-    return text if model.text.template is None else [{"role": "user", "content": text}]
+    return [{"role": "user", "content": text}] if model.text.has_template else text
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any
 
 from ..base.arguments import string
+from ..base.errors import InvalidArgumentError
 from ..text.prompts import Message, Messages, checked_messages
 from .options import check_names
 from .results import Piece, Result, Stats
@@ -40,6 +41,18 @@ class Chat:
         self._last = ChatStream(stream, self)
         return self._last
 
+    def resume(self, **options: Any) -> "ChatStream":
+        """Goes on with the last answer, such as one that max_tokens cut; what comes joins it."""
+        check_names("resume()", options)
+        if self._last is not None:
+            self._last.finish()
+        if not self.messages or self.messages[-1].get("role") != "assistant":
+            raise InvalidArgumentError("resume: the conversation does not end with an answer")
+        options = {**self._options, **options, "continue_final_message": True}
+        stream = self._model.stream(checked_messages(self.messages), **options)
+        self._last = ChatStream(stream, self, self.messages[-1])
+        return self._last
+
     def __enter__(self) -> "Chat":
         return self
 
@@ -50,8 +63,8 @@ class Chat:
 class ChatStream:
     """The stream of one answer of a conversation."""
 
-    def __init__(self, stream: Stream, chat: Chat):
-        self.stream, self._chat = stream, chat
+    def __init__(self, stream: Stream, chat: Chat, begun: Message | None = None):
+        self.stream, self._chat, self._begun = stream, chat, begun
         self._parts: list[str] = []
         self._ahead: deque[Piece] = deque()  # read by finish(), and not yet by the caller
         self._kept = False
@@ -128,10 +141,12 @@ class ChatStream:
     def _keep(self) -> None:
         if not self._kept:
             self._kept = True
-            self._chat.messages = [
-                *self._chat.messages,
-                {"role": "assistant", "content": "".join(self._parts)},
-            ]
+            said, messages = "".join(self._parts), list(self._chat.messages)
+            if self._begun is not None and messages and messages[-1] is self._begun:
+                messages[-1] = {**self._begun, "content": str(self._begun["content"]) + said}
+            else:
+                messages.append({"role": "assistant", "content": said})
+            self._chat.messages = messages
 
     def cancel(self) -> None:
         """Ends the answer within one round; what there is of it joins the conversation."""

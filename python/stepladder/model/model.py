@@ -74,7 +74,9 @@ class Model:
         max_tokens, temperature (0 = greedy), top_p, top_k, min_p, seed, repetition_penalty,
         frequency_penalty, presence_penalty, logit_bias, logprobs, stop, stop_token_ids, ignore_eos;
         draft=False for plain decoding; generation_config=True for the model's own sampling
-        settings; tools and chat_template_kwargs for the chat template.
+        settings; tools and chat_template_kwargs for the chat template; continue_final_message=True to go
+        on with the last message instead of beginning an answer; bos: whether a bos token comes first
+        (None: before text as the model's files say, before messages as the template does).
         """
         check_names("stream()", options)
         prompts, many = split_prompts(prompt)
@@ -138,6 +140,8 @@ class Model:
         generation_config: bool = False,
         tools: list[Any] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        continue_final_message: bool = False,
+        bos: bool | None = None,
         **options: Any,
     ) -> Stream:
         engine = self._engine  # close() may come at any time
@@ -148,7 +152,10 @@ class Model:
             raise InvalidArgumentError("stop: the model has no tokenizer; use stop_token_ids")
         own = flag("generation_config", generation_config)
         variables = template_variables(tools, chat_template_kwargs)
-        tokens = self._prompt_tokens(prompt, variables)
+        goes_on = flag("continue_final_message", continue_final_message)
+        if bos is not None:
+            flag("bos", bos)
+        tokens = self._prompt_tokens(prompt, variables, goes_on, bos)
         defaults = model_sampling(self.directory) if own else None
         request = build_request(tokens, self.info.vocab, defaults=defaults, **options)
         if not request.ignore_eos:
@@ -161,16 +168,24 @@ class Model:
         self._streams.add(stream)
         return stream
 
-    def _prompt_tokens(self, prompt: Prompt, variables: dict[str, Any]) -> list[int]:
+    def _prompt_tokens(
+        self, prompt: Prompt, variables: dict[str, Any], goes_on: bool, bos: bool | None
+    ) -> list[int]:
         context = Context(self.info.context, self.info.model_context)
+        if goes_on and not (len(prompt) and isinstance(prompt[0], dict)):
+            raise InvalidArgumentError("continue_final_message: the prompt is no list of messages")
         if isinstance(prompt, str):
             self.text.check_length(prompt, context, "prompt")
-            tokens = self.text.encode(prompt)
+            tokens = self.text.encode(prompt, bos=bos)
         elif len(prompt) and isinstance(prompt[0], dict):
-            tokens = self.text.encode_chat(prompt, context=context, **variables)
+            tokens = self.text.encode_chat(
+                prompt, context=context, continue_final_message=goes_on, bos=bos, **variables
+            )
         else:
             if len(prompt) > context.tokens:
                 raise context.refusal("prompt", f"{len(prompt)} tokens")
+            if bos is not None:
+                raise InvalidArgumentError("bos: the prompt is token ids already; put one there")
             tokens = token_ids("prompt", prompt, self.info.vocab)
         if not tokens:
             raise InvalidArgumentError("prompt: it is empty")

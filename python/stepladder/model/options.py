@@ -99,7 +99,9 @@ def build_request(
 _REQUEST = {
     n for n, p in inspect.signature(build_request).parameters.items() if p.kind is p.KEYWORD_ONLY
 } - {"defaults"}  # fmt: skip
-OPTIONS = _REQUEST | {"stop", "generation_config", "tools", "chat_template_kwargs"}
+OPTIONS = _REQUEST | {
+    "stop", "generation_config", "tools", "chat_template_kwargs", "continue_final_message", "bos",
+}  # fmt: skip
 
 
 def check_names(where: str, options: Iterable[str], more: Iterable[str] = ()) -> None:
@@ -153,6 +155,10 @@ def template_variables(tools: Any, variables: Any) -> dict[str, Any]:
             f"chat_template_kwargs: {shown(variables)} is not a dict from name to value"
         )
     for name in variables:
+        if name in OPTIONS:
+            raise InvalidArgumentError(
+                f"chat_template_kwargs: {name} is an option of the request; give it there"
+            )
         if (
             not isinstance(name, str)
             or not name.isidentifier()

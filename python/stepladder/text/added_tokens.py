@@ -40,7 +40,9 @@ def added_tokens(directory: Path, config: dict[str, Any]) -> list[Special]:
                 f"{path}: token {shown(content)} has the id {id}, but {known.id} in tokenizer_config.json"
             )
     if len(found) > MAX_TOKENS:
-        raise ModelFormatError(f"{directory}: {len(found)} added tokens; at most {MAX_TOKENS} are taken")
+        raise ModelFormatError(
+            f"{directory}: {len(found)} added tokens; at most {MAX_TOKENS} are taken"
+        )
     return sorted(found.values(), key=lambda token: token.id)
 
 
@@ -55,7 +57,9 @@ def special_names(directory: Path, config: dict[str, Any]) -> set[str]:
         values = [settings.get(f"{role}_token") for role in _ROLES]
         for key in _LISTS:
             each = settings.get(key) or []
-            values += each.values() if isinstance(each, dict) else each if isinstance(each, list) else []
+            values += (
+                each.values() if isinstance(each, dict) else each if isinstance(each, list) else []
+            )
         for value in values:
             content = value.get("content") if isinstance(value, dict) else value
             if isinstance(content, str) and content:

@@ -46,11 +46,17 @@ class JsonTokenizer:
         check_pre_tokenizers(tree.get("pre_tokenizer"), path)
         self._growth = growth(tree.get("normalizer"), path)
         self.specials = _joined(self._read_specials(tree), tree, added, names, path)
-        changes = _LEFT_OUT | {"added_tokens": json.dumps([_entry(s) for s in self.specials])}
+        entries = json.dumps([_entry(s) for s in self.specials])
+        changes = _LEFT_OUT | {"added_tokens": entries}
+        first = "" if "added_tokens" in tree else f'"added_tokens":{entries},'
         # The library reads what was checked, character for character: no key is there twice.
-        self._tokenizer = self._build(file.text_with(changes))
+        self._tokenizer = self._build(file.text_with(changes, first))
         self._check_ids()
-        self._rest, self._rest_text = self._tokenizer, _without_prefix(file, changes)
+        # Whether control tokens may be found in what a normalizer makes of other characters.
+        self.normalizes_specials = tree.get("normalizer") is not None and any(
+            s.special and s.normalized for s in self.specials
+        )
+        self._rest, self._rest_text = self._tokenizer, _without_prefix(file, changes, first)
         self._lock = (
             threading.Lock()
         )  # whether special tokens are seen is state of the library's object
@@ -245,11 +251,11 @@ def _entry(token: Special) -> dict[str, Any]:
     }
 
 
-def _without_prefix(file: JsonFile, changes: dict[str, str]) -> str | None:
+def _without_prefix(file: JsonFile, changes: dict[str, str], first: str) -> str | None:
     """The text of a tokenizer that puts no space before the first word; None where none does."""
     cut = json.dumps(file.value.get("pre_tokenizer"))
     uncut = cut.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
-    return None if uncut == cut else file.text_with(changes | {"pre_tokenizer": uncut})
+    return None if uncut == cut else file.text_with(changes | {"pre_tokenizer": uncut}, first)
 
 
 def _check_count(tree: dict[str, Any], path: Path) -> None:

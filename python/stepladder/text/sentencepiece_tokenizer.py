@@ -17,6 +17,8 @@ SPACE = "\u2581"
 class SentencePieceTokenizer:
     """SentencePiece with the tokens `added` beside it, and `names` for what is special among its own."""
 
+    normalizes_specials = False  # they are found before anything is normalized
+
     def __init__(self, path: Path, config: dict[str, Any], added: list[Special], names: set[str]):
         from sentencepiece import SentencePieceProcessor
 

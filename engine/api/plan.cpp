@@ -54,7 +54,7 @@ void open_target(LoadPlan& plan, const std::string& directory, const Options& op
     plan.notes.push_back("context set to " + std::to_string(plan.context) + " of the model's " +
                          std::to_string(most) + " tokens; ask for more with context=");
   target.context = plan.context;
-  plan.vocab = real_vocab(directory, target.config);
+  plan.vocab = real_vocab(directory, target.config, plan.notes);
 }
 
 void open_draft(LoadPlan& plan, LevelPlan& level, const std::string& directory) {
@@ -109,8 +109,13 @@ size_t cast_bytes(const Source& s, const LevelSpec& spec) {
 
 }  // namespace
 
-int real_vocab(const std::string& directory, const ModelConfig& config) {
+int real_vocab(const std::string& directory, const ModelConfig& config,
+               std::vector<std::string>& notes) {
   const size_t known = read_vocabulary(directory).size();
+  if (known > static_cast<size_t>(config.vocab))
+    notes.push_back("the tokenizer has " + std::to_string(known) + " tokens, the model " +
+                    std::to_string(config.vocab) +
+                    " (vocab_size); those beyond are refused in prompts and never made");
   return known ? static_cast<int>(std::min<size_t>(known, config.vocab)) : config.vocab;
 }
 

@@ -511,9 +511,9 @@ def test_an_output_that_is_there_is_kept(tmp_path):
         convert(tmp_path / "m.gguf", tmp_path / "out", force=True)
     assert (tmp_path / "out/precious").read_text() == "x"
     convert(tmp_path / "m.gguf", tmp_path / "model")
-    (tmp_path / "model/precious").write_text("x")
+    (tmp_path / "model/LICENSE").write_text("x")
     convert(tmp_path / "m.gguf", tmp_path / "model", force=True)
-    assert not (tmp_path / "model/precious").exists()
+    assert not (tmp_path / "model/LICENSE").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "model", "out"]
 
 

@@ -89,9 +89,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _place(args: argparse.Namespace, left: list[str]) -> None:
     """A prompt may follow the options; whatever else is left over is an error of the command."""
+    after_all = left[:1] == ["--"]
+    left = left[after_all:]
     if not left:
         return
-    if len(left) == 1 and not left[0].startswith("-") and getattr(args, "prompt", "") is None:
+    if (
+        len(left) == 1
+        and (after_all or not left[0].startswith("-"))
+        and getattr(args, "prompt", "") is None
+    ):
         args.prompt = left[0]
         return
     wrong = next((x for x in left if x.startswith("-")), left[0])

@@ -132,6 +132,12 @@ class ChatStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> "ChatStream":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
     def _took(self, piece: Piece) -> Piece:
         self._parts.append(piece.text)
         if piece.finish_reason:

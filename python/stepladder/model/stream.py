@@ -14,7 +14,8 @@ from .waiting import LONGEST_WAIT, TaskPieces, arrival
 
 
 class Stream:
-    """Iterate with `for` or `async for`; leaving early, close() and cancel() end the work.
+    """Iterate with `for` or `async for`; close(), cancel() and the end of a `with` or `async with` end
+    the work.
 
     cancel() may be called from any thread. The model stays loaded while one of its streams lives.
     Cancelling a task inside its `async for` cancels the stream. A single `anext(stream)` that is
@@ -149,6 +150,12 @@ class Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> "Stream":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         self.close()
 
     @property

@@ -79,8 +79,9 @@ LAYERS = [
     ("bench/*", ["bench/*.h", "*.h", *PUBLIC], [STANDARD, MACHINE, JSON, CLI]),
 ]
 
-# Python: what each file may import beside the standard library, numpy and the package itself.
-EVERYWHERE = {"stepladder", "numpy"}
+# Python: what each file may import beside the standard library, numpy, the package itself and, where
+# only type checkers look, typing_extensions.
+EVERYWHERE = {"stepladder", "numpy", "typing_extensions"}
 IMPORTS = [
     ("python/stepladder/base/*", {"rich"}),
     ("python/stepladder/text/*", {"tokenizers", "sentencepiece", "jinja2"}),

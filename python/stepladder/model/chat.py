@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..base.arguments import string
 from ..base.errors import InvalidArgumentError
 from ..text.prompts import Message, Messages, checked_messages
 from .options import check_names
 from .results import Piece, Result, Stats
+from .signatures import RequestOptions
 from .stream import Stream, Streams
 from .waiting import TaskPieces
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Chat:
@@ -25,7 +29,7 @@ class Chat:
         )
         self._last: ChatStream | None = None
 
-    def send(self, text: str, **options: Any) -> "ChatStream":
+    def send(self, text: str, **options: Unpack[RequestOptions]) -> "ChatStream":
         """Says `text`; the answer joins the conversation when its stream ends.
 
         An answer before it that was not read to its end is waited for, so that each turn has one;
@@ -41,17 +45,20 @@ class Chat:
         self._last = ChatStream(stream, self)
         return self._last
 
-    def resume(self, **options: Any) -> "ChatStream":
+    def resume(self, **options: Unpack[RequestOptions]) -> "ChatStream":
         """Goes on with the last answer, such as one that max_tokens cut; what comes joins it."""
         check_names("resume()", options)
         if self._last is not None:
             self._last.finish()
         if not self.messages or self.messages[-1].get("role") != "assistant":
             raise InvalidArgumentError("resume: the conversation does not end with an answer")
-        options = {**self._options, **options, "continue_final_message": True}
-        stream = self._model.stream(checked_messages(self.messages), **options)
+        every = {**self._options, **options, "continue_final_message": True}
+        stream = self._model.stream(checked_messages(self.messages), **every)
         self._last = ChatStream(stream, self, self.messages[-1])
         return self._last
+
+    def __repr__(self) -> str:
+        return f"<stepladder.Chat of {len(self.messages)} messages>"
 
     def __enter__(self) -> "Chat":
         return self
@@ -82,7 +89,7 @@ class ChatStream:
             raise
         return self._took(piece)
 
-    def __aiter__(self) -> TaskPieces:
+    def __aiter__(self) -> TaskPieces[Piece]:
         return TaskPieces(self)
 
     async def __anext__(self) -> Piece:
@@ -125,6 +132,9 @@ class ChatStream:
     @property
     def seed(self) -> int:
         return self.stream.seed
+
+    def __repr__(self) -> str:
+        return f"<stepladder.ChatStream {'done' if self.done else 'running'}: {''.join(self._parts)[:60]!r}>"
 
     def __enter__(self) -> "ChatStream":
         return self

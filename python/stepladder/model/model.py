@@ -6,7 +6,7 @@ import atexit
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from .. import _core
 from ..base.arguments import flag, token_ids
@@ -18,9 +18,13 @@ from .chat import Chat
 from .options import build_request, check_names, model_sampling, template_variables
 from .questions import BUILT_IN
 from .results import Result
+from .signatures import ManyPrompts, OnePrompt, RequestOptions, VerifyOptions
 from .stream import Stream
 from .verify import Report, compare
 from .waiting import arrived
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _live: "weakref.WeakSet[Model]" = weakref.WeakSet()
 
@@ -67,6 +71,12 @@ class Model:
         """Text of tokens; special ones are left out unless `special`."""
         return self.text.decode(tokens, special)
 
+    @overload
+    def stream(self, prompt: OnePrompt, **options: Unpack[RequestOptions]) -> Stream: ...
+
+    @overload
+    def stream(self, prompt: ManyPrompts, **options: Unpack[RequestOptions]) -> list[Stream]: ...
+
     def stream(self, prompt: Any, **options: Any) -> Any:
         """Starts to generate: a Stream, or a list of them for a list of prompts.
 
@@ -89,6 +99,12 @@ class Model:
                 stream.close()
             raise
         return streams if many else streams[0]
+
+    @overload
+    def generate(self, prompt: OnePrompt, **options: Unpack[RequestOptions]) -> Result: ...
+
+    @overload
+    def generate(self, prompt: ManyPrompts, **options: Unpack[RequestOptions]) -> list[Result]: ...
 
     def generate(self, prompt: Any, **options: Any) -> Any:
         """Like stream(), but waits: a Result, or a list of them for a list of prompts, which run
@@ -191,16 +207,21 @@ class Model:
             raise InvalidArgumentError("prompt: it is empty")
         return tokens
 
-    def chat(self, system: str | None = None, **options: Any) -> Chat:
-        """A conversation that remembers its turns; options are defaults for every turn."""
-        return Chat(self, system, options)
+    def chat(self, system: str | None = None, **options: Unpack[RequestOptions]) -> Chat:
+        """A conversation that remembers its turns; options, those of stream(), are defaults for every
+        turn."""
+        return Chat(self, system, dict(options))
 
-    def verify(self, prompts: Prompt | list[Prompt] | None = None, **options: Any) -> Report:
+    def verify(
+        self,
+        prompts: OnePrompt | ManyPrompts | None = None,
+        **options: Unpack[VerifyOptions],
+    ) -> Report:
         """Runs a prompt, or a list of them, with the levels on and off and compares tokens and logits
         bit for bit."""
         if prompts is None:
             prompts = [question.messages() for question in BUILT_IN]
-        return compare(self, prompts, **options)
+        return compare(self, prompts, **options)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Ends all streams and gives the memory back once the last of them is gone."""

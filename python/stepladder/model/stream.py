@@ -43,7 +43,7 @@ class Stream:
                 return piece
         raise StopIteration
 
-    def __aiter__(self) -> TaskPieces:
+    def __aiter__(self) -> TaskPieces[Piece]:
         return TaskPieces(self)
 
     async def __anext__(self) -> Piece:
@@ -145,6 +145,10 @@ class Stream:
         if not self._done:
             self._done = True
             self.finish_reason = self.finish_reason or "cancelled"
+
+    def __repr__(self) -> str:
+        text = "".join(piece.text for piece in self._given)
+        return f"<stepladder.Stream {self.finish_reason or 'running'}: {text[:60]!r}>"
 
     def __enter__(self) -> "Stream":
         return self

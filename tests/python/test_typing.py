@@ -10,7 +10,7 @@ import stepladder
 pytest.importorskip("mypy", reason="mypy is not installed (pip install '.[test]')")
 
 # A line that ends in "# wrong" must be complained of, every other one must not.
-USES = '''
+USES = """
 import asyncio
 from typing import Any
 
@@ -71,7 +71,7 @@ Lookup(longest="a")  # wrong
 Draft()  # wrong
 bad: RequestOptions = {"max_token": 5}  # wrong
 number: int = r.text  # wrong
-'''
+"""
 
 
 def test_right_uses_pass_and_wrong_ones_are_found(tmp_path):

@@ -32,7 +32,6 @@ Info inspect(const std::string& directory) {
   info.backend = open_backend({.device = Options{}.device, .threads = 1})->name();
   info.threads = usable_cores();
   info.architecture = c.architecture;
-  info.vocab = real_vocab(directory, c);
   info.model_context = info.context = c.max_context();
   info.layers = c.layers, info.width = c.width;
   const int64_t q = int64_t(c.heads) * c.head_dim, kv = int64_t(c.kv_heads) * c.head_dim,
@@ -40,6 +39,7 @@ Info inspect(const std::string& directory) {
   info.parameters = c.layers * (w * (2 * q + 2 * kv) + 3 * w * c.ffn) +
                     int64_t(c.vocab) * w * (c.tied_head ? 1 : 2);
   info.end_tokens = c.end_tokens, info.notes = c.notes;
+  info.vocab = real_vocab(directory, c, info.notes);
   for (const std::string& name : checkpoint->names())
     info.total_bytes += checkpoint->find(name)->bytes;
 
@@ -47,7 +47,7 @@ Info inspect(const std::string& directory) {
   level.name = "target";
   const TensorNames& names = *c.family->names;
   level.format = stored_format(*checkpoint, names.of_layer(0, names.q));
-  level.head = stored_format(*checkpoint, c.tied_head ? names.embedding : names.head);
+  level.head = stored_format(*checkpoint, c.tied_head ? c.embedding : names.head);
   level.weight_bytes = info.total_bytes;
   info.levels.push_back(std::move(level));
   return info;

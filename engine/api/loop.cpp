@@ -28,7 +28,8 @@ void add(LevelStats& to, const LevelStats& from) {
 std::string overflow_text(size_t position) {
   return "the model's arithmetic overflowed at position " + std::to_string(position) +
          " of the text, prompt included: its logits there are not all finite; its weights are "
-         "damaged, or too large for the format they are stored or cast in";
+         "damaged, or too large for the format they are stored or cast in; where config.json says "
+         "the dtype is float16, bfloat16 there holds larger numbers";
 }
 
 /// The code and message of the exception in flight.

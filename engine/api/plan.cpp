@@ -54,7 +54,7 @@ void open_target(LoadPlan& plan, const std::string& directory, const Options& op
     plan.notes.push_back("context set to " + std::to_string(plan.context) + " of the model's " +
                          std::to_string(most) + " tokens; ask for more with context=");
   target.context = plan.context;
-  plan.vocab = real_vocab(directory, target.config);
+  plan.vocab = real_vocab(directory, target.config, plan.notes);
 }
 
 void open_draft(LoadPlan& plan, LevelPlan& level, const std::string& directory) {
@@ -90,7 +90,9 @@ size_t source_bytes(const Source& s) {
   const auto& c = s.config;
   size_t bytes = c.tied_head ? size_t(c.vocab) * c.width * 2 : 0;
   for (const std::string& name : s.checkpoint->names()) {
-    if (c.tied_head && name.starts_with(std::string(c.family->names->head) + ".")) continue;
+    // An equal copy of the embedding is not read.
+    const std::string head = c.family->names->head;
+    if (c.tied_head && head != c.embedding && name.starts_with(head + ".")) continue;
     const TensorInfo& t = *s.checkpoint->find(name);
     bytes += t.dtype == "F32" && t.shape.size() > 1 ? t.bytes / 2 : t.bytes;
   }
@@ -107,8 +109,13 @@ size_t cast_bytes(const Source& s, const LevelSpec& spec) {
 
 }  // namespace
 
-int real_vocab(const std::string& directory, const ModelConfig& config) {
+int real_vocab(const std::string& directory, const ModelConfig& config,
+               std::vector<std::string>& notes) {
   const size_t known = read_vocabulary(directory).size();
+  if (known > static_cast<size_t>(config.vocab))
+    notes.push_back("the tokenizer has " + std::to_string(known) + " tokens, the model " +
+                    std::to_string(config.vocab) +
+                    " (vocab_size); those beyond are refused in prompts and never made");
   return known ? static_cast<int>(std::min<size_t>(known, config.vocab)) : config.vocab;
 }
 

@@ -93,7 +93,8 @@ VerifierOptions verifier_options(const LoadPlan&, const Backend&, int k, Act);
 LevelOptions level_options(const LoadPlan&, int k);
 /// "bf16" for dense weights, else the format's name.
 std::string format_label(const FormatDesc&);
-/// Tokens of the model's own tokenizer; all rows of the embedding when there is none to read.
-int real_vocab(const std::string& directory, const ModelConfig&);
+/// Tokens of the model's own tokenizer; all rows of the embedding when there is none to read. Notes
+/// tokens that the embedding has no rows for.
+int real_vocab(const std::string& directory, const ModelConfig&, std::vector<std::string>& notes);
 
 }  // namespace stepladder

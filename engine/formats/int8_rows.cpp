@@ -16,16 +16,21 @@ namespace {
 
 bool is_packed(const Storage& s) { return s.packing == "pack-quantized"; }
 
-/// Codes [n][k]: bytes, or value + 128 in words of four with the low byte first; scales [n, 1], [n]
-/// or, per tensor, [1].
+/// Codes [n][k]: bytes, or value + 128 in words of four with the low byte first; scales [n, 1],
+/// [n], in groups [n, k / group] or, per tensor, [1].
 class Int8Reader final : public WeightReader {
  public:
   Int8Reader(const char* name, const Checkpoint& c, const std::string& prefix, int n, int k)
-      : WeightReader({name, DType::i8, 0, true, DType::f32}, n, k),
+      : Int8Reader(name, c, prefix, n, k, storage_of(c, prefix)) {}
+
+  Int8Reader(const char* name, const Checkpoint& c, const std::string& prefix, int n, int k,
+             const Storage& storage)
+      : WeightReader({name, DType::i8, storage.group, true, DType::f32}, n, k),
         checkpoint_(c),
         prefix_(prefix),
-        scales_(prefix + ".weight_scale") {
-    const Storage storage = storage_of(c, prefix);
+        scales_(prefix + ".weight_scale"),
+        reordered_(storage.reordered) {
+    if (storage.group) check_group(c, prefix, k, storage.group);
     packed_ = is_packed(storage);
     codes_ = prefix + (packed_ ? ".weight_packed" : ".weight");
     row_ = packed_ ? size_t(k + 3) / 4 * 4 : size_t(k);
@@ -36,6 +41,11 @@ class Int8Reader final : public WeightReader {
     c.need(codes_, packed_ ? "I32" : "I8", shape);
     const auto& stored = c.need(scales_).shape;
     const std::vector<int64_t> one = {1}, flat = {n}, column = {n, 1};
+    if (storage.group) {
+      const int64_t by_group[] = {n, k / storage.group};
+      c.need(scales_, "", by_group);
+      return;
+    }
     per_tensor_ = stored == one && n != 1;
     c.need(scales_, "", per_tensor_ ? one : stored == flat ? flat : column);
   }
@@ -50,15 +60,19 @@ class Int8Reader final : public WeightReader {
       if (row_ != width)
         for (int r = 1; r < count; ++r) std::memmove(codes + r * width, codes + r * row_, width);
     }
-    const size_t from = per_tensor_ ? 0 : first, some = per_tensor_ ? 1 : count;
+    const size_t groups = desc().groups(k()), from = per_tensor_ ? 0 : groups * first,
+                 some = per_tensor_ ? 1 : groups * count;
     const float* scales =
         read_floats(checkpoint_, scales_, {from, some}, memory.stored_scales, memory.values);
     check_scales(checkpoint_, scales_, from, {scales, some}, false);
-    float* each = memory.scales.take<float>(count);
-    for (int r = 0; r < count; ++r) each[r] = scales[per_tensor_ ? 0 : r];
+    float* each = memory.scales.take<float>(groups * count);
+    for (size_t i = 0; i < groups * count; ++i) each[i] = scales[per_tensor_ ? 0 : i];
     if (first == 0) {
+      const int group = desc().group ? desc().group : k();
       check_compressed_companions(checkpoint_, prefix_, n(), k());
-      if (packed_) check_trivial_order(checkpoint_, prefix_ + ".weight_g_idx", k(), k(), false);
+      if (packed_)
+        check_trivial_order(checkpoint_, prefix_ + ".weight_g_idx", k(), group,
+                            reordered_ && desc().group);
     }
     WeightRows out{desc(), n(), k(), first, count};
     out.codes = reinterpret_cast<const std::byte*>(codes), out.scales = each;
@@ -68,7 +82,7 @@ class Int8Reader final : public WeightReader {
  private:
   const Checkpoint& checkpoint_;
   std::string prefix_, codes_, scales_;
-  bool packed_ = false, per_tensor_ = false;
+  bool packed_ = false, per_tensor_ = false, reordered_ = false;
   size_t row_ = 0;  // bytes a row takes in the file
 };
 
@@ -76,8 +90,8 @@ class Int8Reader final : public WeightReader {
 
 bool recognises_int8(const Checkpoint& c, const std::string& prefix, Act act) {
   const Storage s = storage_of(c, prefix);
-  return s.method == Storage::Method::compressed && s.integer && s.bits == 8 && s.group == 0 &&
-         s.act == act &&
+  return s.method == Storage::Method::compressed && s.integer && s.bits == 8 && s.act == act &&
+         (s.group == 0 || act == Act::a16) &&
          (s.packing == "int-quantized" || s.packing == "naive-quantized" || is_packed(s));
 }
 

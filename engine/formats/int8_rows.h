@@ -1,5 +1,5 @@
 // What the two int8 formats share: both store int8 codes with one scale per output row and differ
-// in the activations they run with.
+// in the activations they run with. With 16-bit ones the scales may also be of groups along k.
 #pragma once
 
 #include "formats/linear.h"
@@ -10,7 +10,7 @@ namespace stepladder {
 constexpr const char* kInt8Tensors[] = {"weight",       "weight_packed", "weight_scale",
                                         "weight_shape", "weight_g_idx",  "weight_zero_point"};
 
-/// Whether a layer is int8 per channel with these activations.
+/// Whether a layer is int8 with these activations: per channel or, with a16, in groups.
 bool recognises_int8(const Checkpoint&, const std::string& prefix, Act);
 /// Reads compressed-tensors int-quantized (weight: I8) or pack-quantized (weight_packed: I32, value
 /// + 128, low byte first).

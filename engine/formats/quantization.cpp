@@ -36,6 +36,13 @@ const Json* get(const Json& object, const char* key) {
   return it == object.end() || it->is_null() ? nullptr : &*it;
 }
 
+/// Whether a setting says nothing: null, false, or empty through and through.
+bool is_neutral(const Json& value) {
+  if (value.is_structured())
+    return std::all_of(value.begin(), value.end(), [](const Json& v) { return is_neutral(v); });
+  return value.is_null() || value == false || value == "";
+}
+
 /// Typed reads of one JSON object, whose errors say where it stands.
 struct Fields {
   const Json& object;
@@ -62,7 +69,38 @@ struct Fields {
     if (!v->is_boolean()) wrong(key, "true or false");
     return v->get<bool>();
   }
+  /// Refuses every key that is not one of the words of `known` and says something.
+  void only(std::initializer_list<std::string_view> known) const {
+    if (!object.is_object()) return;
+    for (const auto& [key, value] : object.items()) {
+      bool found = false;
+      for (const std::string_view words : known)
+        found |= (" " + std::string(words) + " ").find(" " + key + " ") != std::string::npos;
+      check(found || is_neutral(value), Code::unsupported, where, ".", quoted(key),
+            " is not known, and may change what the weights mean; remove it if it does not",
+            kRequantize);
+    }
+  }
 };
+
+// What these say either is read below or only tells how a checkpoint was made.
+constexpr std::string_view kGptqRead =
+    "quant_method bits group_size desc_act sym lm_head dynamic checkpoint_format "
+    "modules_in_block_to_quantize";
+constexpr std::string_view kGptqMade =
+    "static_groups true_sequential damp_percent damp_auto_increment mse act_group_aware dataset "
+    "tokenizer batch_size pad_token_id model_seqlen max_input_length block_name_to_quantize "
+    "module_name_preceding_first_block cache_block_outputs model_name_or_path model_file_base_name "
+    "meta pack_dtype backend use_cuda_fp16 use_exllama disable_exllama exllama_config method "
+    "format v2 v2_alpha v2_memory_device quant_linear offload_to_disk offload_to_disk_path "
+    "fail_safe failsafe vram_strategy auto_gc compile";
+constexpr std::string_view kCompressed =
+    "quant_method format quantization_status global_compression_ratio kv_cache_scheme ignore "
+    "config_groups sparsity_config version run_compressed";
+constexpr std::string_view kGroup = "targets weights input_activations output_activations format";
+constexpr std::string_view kArgs =
+    "num_bits type symmetric group_size strategy block_structure dynamic actorder observer "
+    "observer_kwargs scale_dtype zp_dtype";
 
 bool matches(const std::string& target, const std::string& prefix, const std::string& where) {
   if (!target.starts_with("re:")) return target == prefix;
@@ -86,19 +124,21 @@ bool lists(const Json* list, const std::string& prefix, const std::string& where
 
 Storage read_gptq(const Checkpoint& c, const Fields& q, const std::string& prefix) {
   Storage s;
+  q.only({kGptqRead, kGptqMade});
   if (prefix == "lm_head" ? !q.flag("lm_head", false) : prefix.ends_with("embed_tokens")) return s;
   if (const Json* dynamic = get(q.object, "dynamic"))
     check(dynamic->empty(), Code::unsupported, q.where,
           ".dynamic: settings per layer are not supported", kRequantize);
   if (get(q.object, "modules_in_block_to_quantize") && !c.find(prefix + ".qweight")) return s;
   s.method = Storage::Method::gptq;
+  check(get(q.object, "bits"), Code::model_format, q.where, ".bits is missing");
   s.bits = q.integer("bits", 4);
   s.group = q.integer("group_size", -1);
   if (s.group == -1) s.group = 0;
   check(q.flag("sym", true), Code::unsupported, q.where,
         ": sym is false; asymmetric GPTQ is not supported", kRequantize);
   s.reordered = q.flag("desc_act", false);
-  const std::string format = q.text("checkpoint_format", "gptq");
+  const std::string format = q.text("checkpoint_format", q.text("format", "gptq"));
   check(format == "gptq" || format == "gptq_v2", Code::unsupported, q.where, ".checkpoint_format ",
         quoted(format), " is not supported; gptq and gptq_v2 are");
   s.gptq_v2 = format == "gptq_v2";
@@ -108,10 +148,12 @@ Storage read_gptq(const Checkpoint& c, const Fields& q, const std::string& prefi
 Storage read_group(const Fields& group, const std::string& format) {
   Storage s;
   s.method = Storage::Method::compressed;
+  group.only({kGroup});
   const Json* weights = get(group.object, "weights");
   check(weights != nullptr, Code::unsupported, group.where,
         ": quantized activations over 16-bit weights are not supported");
   const Fields w{*weights, group.where + ".weights"};
+  w.only({kArgs});
   s.packing = group.text("format", format);
   s.bits = w.integer("num_bits", 8);
   const std::string type = w.text("type", "int"), strategy = w.text("strategy", "tensor");
@@ -136,6 +178,7 @@ Storage read_group(const Fields& group, const std::string& format) {
 
   if (const Json* input = get(group.object, "input_activations")) {
     const Fields a{*input, group.where + ".input_activations"};
+    a.only({kArgs});
     const std::string a_type = a.text("type", "int"), a_strategy = a.text("strategy", "tensor");
     check(a.integer("num_bits", 8) == 8 && a_type == "int" && a_strategy == "token" &&
               a.flag("symmetric", true) && a.flag("dynamic", false),
@@ -152,6 +195,7 @@ Storage read_group(const Fields& group, const std::string& format) {
 }
 
 Storage read_compressed(const Fields& q, const std::string& prefix) {
+  q.only({kCompressed});
   if (const Json* sparsity = get(q.object, "sparsity_config")) {
     const std::string format =
         Fields{*sparsity, q.where + ".sparsity_config"}.text("format", "dense");

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
@@ -54,13 +55,21 @@ void check_activation(const Settings& config, const Family& family) {
 
 const Family& family_of(const Settings& config, std::span<const Family> table) {
   const json* list = config.find("architectures");
-  check(list && list->is_array() && list->size() == 1 && list->front().is_string(),
-        Code::model_format, config.where(), ": architectures must be a list of one name");
+  const auto type = config.text("model_type");
+  if (!list || (list->is_array() && list->empty())) {
+    check(type.has_value(), Code::model_format, config.where(),
+          ": neither architectures nor model_type says what model this is");
+    for (const Family& family : table)
+      if (*type == family.model_type) return family;
+    fail(Code::unsupported, config.where(), ": model_type ", quote(*type), " is of none of ",
+         family_names(table));
+  }
+  check(list->is_array() && list->size() == 1 && list->front().is_string(), Code::model_format,
+        config.where(), ": architectures must be a list of one name");
   const std::string& name = list->front().get_ref<const std::string&>();
   const Family* family = find_family(table, name);
   check(family != nullptr, Code::unsupported, config.where(), ": the architecture ", quote(name),
         " is not one of ", family_names(table));
-  const auto type = config.text("model_type");
   check(!type || *type == family->model_type, Code::unsupported, config.where(), ": model_type ",
         quote(type.value_or("")), " does not belong to ", name, ", whose model_type is ",
         family->model_type);
@@ -184,8 +193,7 @@ void read_dtype(const Settings& config, const Checkpoint& checkpoint, ModelConfi
   auto name = config.text("dtype");
   if (!name) name = config.text("torch_dtype");
   if (!name) {
-    const TensorInfo* embedding =
-        checkpoint.find(std::string(out.family->names->embedding) + ".weight");
+    const TensorInfo* embedding = checkpoint.find(std::string(out.embedding) + ".weight");
     name = embedding && embedding->dtype == "F16" ? "float16" : "bfloat16";
   }
   if (name->starts_with("torch.")) name->erase(0, 6);
@@ -249,26 +257,45 @@ void check_head(const Settings& config, const Checkpoint& checkpoint, const Tens
        " does not set tie_word_embeddings to true; fetch the missing shard or correct the setting");
 }
 
-/// Whether the embedding is the head. As in transformers, a stored head does not count where
-/// config.json ties the two; a quantized one does, for quantizers leave that setting as it was.
-bool ties_head(const Settings& config, const Checkpoint& checkpoint, const TensorNames& names,
-               std::vector<std::string>& notes) {
-  if (!config.boolean("tie_word_embeddings").value_or(false)) {
-    check_head(config, checkpoint, names);
-    return false;
+/// Whether two stored tensors are the same, byte for byte.
+bool same_tensor(const Checkpoint& checkpoint, const std::string& a, const std::string& b) {
+  const TensorInfo &first = checkpoint.need(a), &second = checkpoint.need(b);
+  if (first.dtype != second.dtype || first.shape != second.shape) return false;
+  std::vector<std::byte> x(size_t{1} << 20), y(x.size());
+  for (size_t at = 0; at < first.bytes; at += x.size()) {
+    const size_t n = std::min(x.size(), first.bytes - at);
+    checkpoint.read_slice(a, {at, n}, std::span(x).first(n));
+    checkpoint.read_slice(b, {at, n}, std::span(y).first(n));
+    if (std::memcmp(x.data(), y.data(), n) != 0) return false;
   }
-  const std::string head = names.head;
+  return true;
+}
+
+/// Whether the embedding is the head, and under which name it is stored. As in transformers, a head
+/// that is stored and differs counts even where config.json ties the two.
+void read_tie(const Settings& config, const Checkpoint& checkpoint, const TensorNames& names,
+              ModelConfig& out) {
+  const std::string head = std::string(names.head) + ".weight",
+                    embedding = std::string(names.embedding) + ".weight";
+  out.embedding = names.embedding;
+  if (!config.boolean("tie_word_embeddings").value_or(false))
+    return check_head(config, checkpoint, names);
   const std::string says = config.where() + " says tie_word_embeddings=true, but ";
   for (const char* quantized : {".weight_packed", ".qweight", ".weight_scale"})
-    if (checkpoint.find(head + quantized)) {
-      notes.push_back(says + "a quantized " + head + " is stored; it is used");
-      return false;
+    if (checkpoint.find(names.head + std::string(quantized))) {
+      out.notes.push_back(says + "a quantized " + names.head + " is stored; it is used");
+      return;
     }
-  if (checkpoint.find(head + ".weight"))
-    notes.push_back(says + head +
-                    ".weight is stored; it is ignored, as transformers does: set "
-                    "tie_word_embeddings to false to use it");
-  return true;
+  out.tied_head = true;
+  if (!checkpoint.find(head)) return;
+  if (!checkpoint.find(embedding)) {
+    out.embedding = names.head;
+    return;
+  }
+  if (same_tensor(checkpoint, embedding, head)) return;
+  out.tied_head = false;
+  out.notes.push_back(says + head + " is stored and differs from " + embedding +
+                      "; it is used, as transformers does");
 }
 
 }  // namespace
@@ -299,9 +326,9 @@ ModelConfig read_config(const Checkpoint& checkpoint, std::span<const Family> ta
   out.eps = config.real("rms_norm_eps", 0, 0.1).value_or(1e-6);
   read_positions(config, family, out);
   read_window(config, family, out);
+  read_tie(config, checkpoint, *family.names, out);
   read_dtype(config, checkpoint, out);
   read_tokens(config, generation, family, out);
-  out.tied_head = ties_head(config, checkpoint, *family.names, out.notes);
   if (std::string unused = unused_tensors(checkpoint, out); !unused.empty())
     out.notes.push_back(std::move(unused));
   return out;

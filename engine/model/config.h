@@ -32,7 +32,8 @@ struct ModelConfig {
   int sliding_window = 0;  // 0 = none; caps the context
   double eps = 1e-5;
   Rope rope;
-  bool tied_head = false;  // the embedding is the head, whatever lm_head may be stored
+  const char* embedding = "";  // under which name the embedding is stored, without ".weight"
+  bool tied_head = false;      // the embedding is the head, and no other is stored
   bool qkv_bias = false, o_bias = false, mlp_bias = false, qk_norm = false;
   DType dtype = DType::bf16;        // of activations and cache: the checkpoint's 16-bit type
   std::vector<int32_t> end_tokens;  // union of config.json and generation_config.json

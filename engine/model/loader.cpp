@@ -157,7 +157,7 @@ class ModelLoader {
 
   /// A tied head in the model's own type is the embedding, read once for both.
   Matrix& open_head() {
-    const std::string prefix = c_.tied_head ? names_.embedding : names_.head;
+    const std::string prefix = c_.tied_head ? c_.embedding : names_.head;
     // Neither has one in any family, whichever of the two is read.
     Matrix none;
     for (const char* name : {names_.embedding, names_.head})
@@ -218,7 +218,7 @@ class ModelLoader {
     const size_t total = round_up<size_t>(table, 64) + norms * 4 + (4 * c_.layers + 1) * 64 +
                          size_t(positions) * half * 8 + 128;
     embedding_ = &matrices_.emplace_back();
-    embedding_->name = names_.embedding, embedding_->n = c_.vocab, embedding_->k = c_.width;
+    embedding_->name = c_.embedding, embedding_->n = c_.vocab, embedding_->k = c_.width;
     embedding_->parts.push_back(
         open_dense(checkpoint_, embedding_->name + ".weight", c_.vocab, c_.width, c_.dtype));
     model.shared_memory_ = allocate_buffer(backend_, total);

@@ -35,6 +35,20 @@ constexpr std::string_view kKnownKeys[] = {
     "partial_rotary_factor",
 };
 
+// `scaling` in one spelling: the type under one key, and all that stands for it elsewhere.
+json spelled_out(const json& scaling, const Settings& config) {
+  json out = json::object();
+  for (const auto& [key, value] : scaling.items())
+    if (!value.is_null() && key != "finetuned" && key != "type") out[key] = value;
+  if (scaling.contains("type")) out.emplace("rope_type", scaling["type"]);
+  out.emplace("rope_type", "default");
+  for (const char* key : {"rope_theta", "original_max_position_embeddings"})
+    if (const json* value = config.find(key)) out.emplace(key, *value);
+  if (out["rope_type"] == "default" || out["rope_type"] == "linear")
+    out.erase("original_max_position_embeddings");
+  return out;
+}
+
 // The object that describes the scaling: rope_parameters since transformers 5, rope_scaling before.
 const json* scaling_of(const Settings& config) {
   const json* now = config.find("rope_parameters");
@@ -44,9 +58,14 @@ const json* scaling_of(const Settings& config) {
           ": rope_parameters or rope_scaling is not an object");
   if (before && before->empty()) before = nullptr;
   if (now && now->empty()) now = nullptr;
-  check(!now || !before || *now == *before, Code::model_format, config.where(),
+  if (!now || !before) return now ? now : before;
+  json first = spelled_out(*now, config), second = spelled_out(*before, config);
+  // rope_theta stood beside rope_scaling, where it may have been left out.
+  if (!second.contains("rope_theta") && first.contains("rope_theta"))
+    second["rope_theta"] = first["rope_theta"];
+  check(first == second, Code::model_format, config.where(),
         ": rope_parameters and rope_scaling both stand there and differ; remove one");
-  return now ? now : before;
+  return now;
 }
 
 Rope::Type type_of(const Settings& scaling) {

@@ -26,6 +26,7 @@ from .model.levels import Cast, Draft, Drafter, Lookup, Switch
 from .model.loading import inspect, load
 from .model.model import Model
 from .model.results import LevelStats, Piece, Result, Stats, TokenLogprob
+from .model.signatures import RequestOptions
 from .model.stream import Stream
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ __all__ = [
     "ModelFormatError",
     "OutOfMemoryError",
     "Piece",
+    "RequestOptions",
     "Result",
     "Stats",
     "Stream",

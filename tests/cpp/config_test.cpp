@@ -11,6 +11,7 @@
 #include "model/config.h"
 #include "model/families.h"
 #include "support/configs.h"
+#include "support/memory_checkpoint.h"
 #include "support/refusal.h"
 #include "support/safetensors_writer.h"
 
@@ -270,28 +271,79 @@ TEST(Config, MissesAHeadThatIsNotTied) {
 }
 
 // As transformers does; a quantized head is what a quantizer made of a tied one.
-TEST(Config, ATiedHeadLeavesAStoredOneUnlessItIsQuantized) {
-  const json tied = llama({{"tie_word_embeddings", true}});
-  const std::string embedding = "model.embed_tokens.weight";
+TEST(Config, ATiedHeadGivesWayToOneThatIsStoredAndDiffers) {
+  using Codes = std::vector<uint16_t>;
+  const std::string embedding = "model.embed_tokens.weight", head = "lm_head.weight";
+  const Codes table = {1, 2, 3, 4}, other = {1, 2, 3, 5};
   const struct {
-    std::vector<std::string> head;
+    std::vector<std::string> stored;
+    Codes head;
+    std::vector<int64_t> shape;
     bool tied;
-    const char* note;
-  } cases[] = {{{}, true, nullptr},
-               {{"lm_head.weight"}, true, "is ignored"},
-               {{"lm_head.weight", "lm_head.weight_scale"}, false, "is used"},
-               {{"lm_head.weight_packed", "lm_head.weight_scale"}, false, "is used"},
-               {{"lm_head.qweight"}, false, "is used"}};
+    const char *embedding, *note;
+  } cases[] = {
+      {{embedding}, {}, {}, true, "model.embed_tokens", nullptr},
+      {{embedding, head}, table, {2, 2}, true, "model.embed_tokens", nullptr},
+      {{embedding, head}, other, {2, 2}, false, "model.embed_tokens", "is used"},
+      {{embedding, head}, table, {1, 4}, false, "model.embed_tokens", "is used"},
+      {{head}, other, {2, 2}, true, "lm_head", nullptr},
+      {{embedding, head, "lm_head.weight_scale"},
+       table,
+       {2, 2},
+       false,
+       "model.embed_tokens",
+       "is used"},
+      {{embedding, "lm_head.weight_packed"}, {}, {}, false, "model.embed_tokens", "is used"},
+      {{embedding, "lm_head.qweight"}, {}, {}, false, "model.embed_tokens", "is used"}};
   for (const auto& c : cases) {
-    std::vector<std::string> names = c.head;
-    names.push_back(embedding);
-    const ModelConfig read = read_config(ConfigOnly(tied, json::object(), names));
+    MemoryCheckpoint checkpoint(llama({{"tie_word_embeddings", true}}));
+    for (const std::string& name : c.stored)
+      name == head ? checkpoint.add(name, "BF16", c.shape, c.head)
+                   : checkpoint.add(name, "BF16", {2, 2}, table);
+    const ModelConfig read = read_config(checkpoint);
     EXPECT_EQ(read.tied_head, c.tied);
+    EXPECT_STREQ(read.embedding, c.embedding);
     ASSERT_EQ(read.notes.size(), c.note ? 1u : 0u);
     if (!c.note) continue;
     EXPECT_NE(read.notes[0].find("tie_word_embeddings=true"), std::string::npos) << read.notes[0];
     EXPECT_NE(read.notes[0].find(c.note), std::string::npos) << read.notes[0];
   }
+}
+
+TEST(Config, AModelTypeNamesAFamilyWhereArchitecturesIsMissing) {
+  for (const json& list : {json(nullptr), json::array()}) {
+    const json config = llama({{"architectures", list}, {"model_type", "qwen3"}});
+    EXPECT_EQ(read(config).architecture, "Qwen3ForCausalLM");
+  }
+  expect_refused([] { read(without(llama(), "architectures")); }, Code::model_format,
+                 {"architectures", "model_type"});
+  expect_refused([] { read(llama({{"architectures", nullptr}, {"model_type", "gpt2"}})); },
+                 Code::unsupported, {"gpt2", "LlamaForCausalLM"});
+}
+
+TEST(RopeTable, TakesOneMeaningInTwoSpellings) {
+  const json now = {{"rope_type", "yarn"},
+                    {"rope_theta", 5e5},
+                    {"factor", 4.0},
+                    {"original_max_position_embeddings", 512}};
+  const json before = {
+      {"type", "yarn"}, {"factor", 4}, {"finetuned", true}, {"beta_fast", nullptr}};
+  const json both = llama({{"rope_parameters", now},
+                           {"rope_scaling", before},
+                           {"rope_theta", 500000},
+                           {"original_max_position_embeddings", 512}});
+  const ModelConfig alone = read(llama({{"rope_parameters", now}}));
+  EXPECT_EQ(rope_table(read(both)).inv_freq, rope_table(alone).inv_freq);
+  EXPECT_EQ(rope_table(read(without(both, "rope_theta"))).inv_freq, rope_table(alone).inv_freq);
+  for (const auto& [key, value] :
+       {std::pair<const char*, json>{"factor", 8}, {"type", "linear"}, {"beta_fast", 16}}) {
+    json other = both;
+    other["rope_scaling"][key] = value;
+    expect_refused([&] { read(other); }, Code::model_format, {"rope_scaling", "differ", "remove"});
+  }
+  json theta = both;
+  theta["rope_theta"] = 10000;
+  expect_refused([&] { read(theta); }, Code::model_format, {"rope_scaling", "differ"});
 }
 
 TEST(RopeTable, TakesBothSpellings) {

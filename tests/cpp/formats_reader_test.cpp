@@ -106,6 +106,34 @@ TEST(Read, CompressedMxFp4) {
   }
 }
 
+TEST(Read, Int8InGroupsHasAScaleForEach) {
+  const MemoryCheckpoint c = grouped_int8();
+  ASSERT_STREQ(format_of(c, kLayer).name, "w8a16");
+  const CanonicalWeight w = read(c), codes = read(packed_int8());
+  EXPECT_EQ(w.desc.group, kGroup);
+  EXPECT_EQ(w.codes, codes.codes);
+  const auto stored = random_scales(kN * kK / kGroup, DType::bf16, 2);
+  for (int r = 0; r < kN; ++r)
+    for (int i = 0; i < kK; ++i)
+      ASSERT_EQ(w.at(r, i),
+                w.codes[r * kK + i] * from_bf16(stored[r * (kK / kGroup) + i / kGroup]));
+}
+
+// What a quantizer writes about itself, or leaves empty, changes nothing.
+TEST(Read, SettingsThatSayNothingAreNoObstacle) {
+  MemoryCheckpoint c = packed_int4();
+  Json& q = c.config()["quantization_config"];
+  q["version"] = "0.12.2", q["transform_config"] = {{"config_groups", Json::object()}};
+  q["sparsity_config"] = Json::object(), q["new"] = nullptr, q["newer"] = false;
+  EXPECT_STREQ(format_of(c, kLayer).name, "w4a16");
+  MemoryCheckpoint g = gptq(true);
+  Json& old = g.config()["quantization_config"];
+  old.erase("checkpoint_format");
+  old["format"] = "gptq_v2", old["meta"] = {{"quantizer", {"gptqmodel:5.0"}}};
+  old["damp_percent"] = 0.01, old["is_marlin_format"] = false, old["rotation"] = nullptr;
+  EXPECT_EQ(read(g).codes, read(gptq(true)).codes);
+}
+
 TEST(Read, IgnoreListsAndTargetsDecideLayerByLayer) {
   MemoryCheckpoint c = packed_int4();
   EXPECT_STREQ(format_of(c, "lm_head").name, "dense");
@@ -133,15 +161,41 @@ TEST(Registry, RefusesAnUnknownNameAndListsTheKnown) {
 
 TEST(Pattern, MatchesAsPythonsMatchDoes) {
   const std::string name = "model.layers.12.mlp.down_proj";
-  for (const char* yes :
-       {"model", ".*down_proj", ".*down_proj$", "^model", "model\\.layers\\.[0-9]+\\.mlp",
-        "model.*?proj", "(x|model).(layers|y)", ".*(up|down)_proj", "model.layers.\\d+.mlp",
-        "[^x]+$", "mo?del", "", "(a*)*", "model.layers.1(?:2)?.mlp.\\w+", "a|m"})
+  for (const char* yes : {"model",
+                          ".*down_proj",
+                          ".*down_proj$",
+                          "^model",
+                          "model\\.layers\\.[0-9]+\\.mlp",
+                          "model.*?proj",
+                          "(x|model).(layers|y)",
+                          ".*(up|down)_proj",
+                          "model.layers.\\d+.mlp",
+                          "[^x]+$",
+                          "mo?del",
+                          "",
+                          "(a*)*",
+                          "model.layers.1(?:2)?.mlp.\\w+",
+                          "a|m",
+                          "model.layers.\\d{2}\\.",
+                          "model.layers.\\d{1,}.mlp",
+                          "(\\w+[.]){2,4}down",
+                          "x{0}model",
+                          "mod{,3}el",
+                          "\\bmodel\\b.*\\bmlp\\b",
+                          "mo\\Bdel",
+                          "(?i)MODEL.LAYERS",
+                          "(?i)[L-N]ODEL",
+                          "model.layers.12.mlp\\b",
+                          "(?i)Model\\.(X|Layers)"})
     EXPECT_TRUE(matches_pattern(yes, name, "here")) << yes;
-  for (const char* no : {"down_proj", ".*down$", "^layers", "model$", "(x|y)odel", "[^m]",
-                         "mo+del.x", "model.layers.\\d+$"})
+  for (const char* no :
+       {"down_proj", ".*down$", "^layers", "model$", "(x|y)odel", "[^m]", "mo+del.x",
+        "model.layers.\\d+$", "model.layers.\\d{3}", "(\\w+[.]){5}", "mo{2}del", "model\\B",
+        "mod\\bel", "\\Bmodel", "MODEL", "(?i)LAYERS", "model.layers.\\d{1}.mlp", "model{"})
     EXPECT_FALSE(matches_pattern(no, name, "here")) << no;
-  expect_refused([] { matches_pattern("a{2}", "aa", "here"); }, Code::unsupported, {"here"});
+  EXPECT_TRUE(matches_pattern("a{x}{,y", "a{x}{,y", "here"));
+  for (const char* no : {"a{3,2}", "{2}", "(?=a)", "(a{100}){100}", "a(?i)b"})
+    expect_refused([&] { matches_pattern(no, "aa", "here"); }, Code::unsupported, {"here"});
   expect_refused([] { matches_pattern("\\D", "aa", "here"); }, Code::unsupported, {"here"});
   expect_refused([] { matches_pattern("*a", "aa", "here"); }, Code::unsupported, {"here"});
   const std::string long_name(200, 'a');

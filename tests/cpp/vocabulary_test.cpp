@@ -105,6 +105,70 @@ TEST(Vocabulary, ComparesTokenByToken) {
                  {"token 2", "no token"});
 }
 
+TEST(Vocabulary, IsTheUnionOfAllThatADirectorySays) {
+  TempDir dir;
+  write_file(dir / "tokenizer.json", R"({"model": {"vocab": {"a": 0, "<s>": 1}}})");
+  write_file(dir / "tokenizer_config.json",
+             R"({"bos_token": {"content": "no"}, "chat_template": [{"name": "x", "template": "no"}],
+                 "added_tokens_decoder": {"1": {"content": "<s>", "special": true},
+                                          "3": {"content": "<think>", "special": false}},
+                 "extra": {"4": {"content": "no"}}})");
+  write_file(dir / "added_tokens.json", R"({"<think>": 3, "<end>": 2})");
+  const std::vector<std::string> all = {"a", "<s>", "<end>", "<think>"};
+  EXPECT_EQ(read_vocabulary(dir.str()), all);
+
+  const auto refuse = [&](const char* file, const char* text, std::vector<std::string> words) {
+    SCOPED_TRACE(text);
+    TempDir other;
+    write_file(other / "tokenizer.json", R"({"model": {"vocab": {"a": 0, "<s>": 1}}})");
+    write_file(other / file, text);
+    words.push_back(file);
+    expect_refused([&] { read_vocabulary(other.str()); }, Code::model_format, words);
+  };
+  refuse("added_tokens.json", R"({"<s>": 2})", {"\"<s>\"", "id 2", "1"});
+  refuse("added_tokens.json", R"({"<e>": 1})", {"id 1", "\"<s>\"", "\"<e>\""});
+  refuse("added_tokens.json", R"({"<e>": -1})", {"whole number"});
+  refuse("added_tokens.json", R"({"<e>": "2"})", {"whole number"});
+  refuse("added_tokens.json", R"({"<e>": {"id": 2}})", {"whole number"});
+  refuse("added_tokens.json", R"({"<e>": 999999999})", {"far above"});
+  refuse("added_tokens.json", "[]", {"not a JSON object"});
+  refuse("added_tokens.json", "5", {"not a JSON object"});
+  const auto decoder = [](const std::string& text) {
+    return R"({"added_tokens_decoder": )" + text + "}";
+  };
+  refuse("tokenizer_config.json", decoder(R"({"0": {"content": "b"}})").c_str(), {"\"b\""});
+  refuse("tokenizer_config.json", decoder(R"({"2": {"id": 2}})").c_str(), {"content"});
+  refuse("tokenizer_config.json", decoder(R"({"x": {"content": "b"}})").c_str(), {"\"x\""});
+  refuse("tokenizer_config.json", decoder(R"({"2": "b"})").c_str(), {"malformed"});
+  refuse("tokenizer_config.json", "{", {"tokenizer_config.json"});
+}
+
+TEST(Vocabulary, ComparesWhatIsAddedBesideATokenizer) {
+  TempDir dir;
+  for (const char* kind : {"tokenizer.json", "tokenizer.model"})
+    for (const char* name : {"plain", "added", "decoder", "other"}) {
+      const std::string at = (dir / kind) + name;
+      fs::create_directories(at);
+      write_file(at + "/" + kind, R"({"model": {"vocab": {"a": 0}}})");
+    }
+  for (const std::string kind : {"tokenizer.json", "tokenizer.model"}) {
+    const std::string plain = dir / kind + "plain", added = dir / kind + "added",
+                      decoder = dir / kind + "decoder", other = dir / kind + "other";
+    write_file(added + "/added_tokens.json", R"({"<e>": 1})");
+    write_file(decoder + "/tokenizer_config.json",
+               R"({"added_tokens_decoder": {"1": {"content": "<e>"}}})");
+    write_file(other + "/added_tokens.json", R"({"<f>": 1})");
+    check_same_vocabulary(added, decoder);
+    if (kind == "tokenizer.model")  // whose pieces may be what is named beside it
+      check_same_vocabulary(plain, added);
+    else
+      expect_refused([&] { check_same_vocabulary(plain, added); }, Code::vocab_mismatch,
+                     {"token 1", "no token", "\"<e>\""});
+    expect_refused([&] { check_same_vocabulary(decoder, other); }, Code::vocab_mismatch,
+                   {"token 1", "\"<e>\"", "\"<f>\""});
+  }
+}
+
 TEST(Vocabulary, ComparesSentencePieceModelsByTheirBytes) {
   TempDir dir;
   for (const char* name : {"a", "b", "c", "none", "json"}) fs::create_directories(dir / name);

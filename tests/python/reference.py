@@ -202,7 +202,6 @@ class Model:
             gate, up = self.linear(h, at + ".mlp.gate_proj"), self.linear(h, at + ".mlp.up_proj")
             x = self.round(x + self.linear(gate / (1 + np.exp(-gate)) * up, at + ".mlp.down_proj"))
         x = self.norm(x, "model.norm.weight")
-        tied = self.config.get("tie_word_embeddings") and "lm_head.weight_scale" not in self.w
-        if not tied:
+        if "lm_head.weight" in self.w or "lm_head.weight_scale" in self.w:
             return self.linear(x, "lm_head")
         return self.round(x) @ embedding.T

@@ -2,6 +2,7 @@
 which argument it is and what would be right."""
 
 import inspect
+from functools import partial
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ OPTIONS = [
     *[({"tools": v}, "tools") for v in (5, "abc", {"a": 1}, [5], [None], HUGE)],
     *[({"generation_config": v}, "generation_config") for v in (1, "yes", None, [])],
     *[({"stop": v}, "stop") for v in (5, b"x", [b"x"], {"a": 1}, HUGE, Unprintable())],
-    *[({"max_tokens": v}, "max_tokens") for v in (None, "5", [5], HUGE, Unprintable(), 2.0)],
+    *[({"max_tokens": v}, "max_tokens") for v in ("5", [5], HUGE, Unprintable(), 2.0)],
     *[({"temperature": v}, "temperature") for v in ("1", [1.0], 1j, HUGE, Unprintable(), 10**400)],
     *[({"seed": v}, "seed") for v in ("1", 1.0, HUGE)],
     *[({"stop_token_ids": v}, "stop_token_ids") for v in (5, {5: 1}, [None], Unprintable())],
@@ -100,13 +101,29 @@ def test_options_of_wrong_types(tiny_model, call, options, word):
 
 def test_template_variables_reach_the_template(tiny_model):
     tool = {"type": "function", "function": {"name": "f"}}
-    options = {"chat_template_kwargs": {"enable_thinking": False}, "tools": [tool]}
+    options = {"chat_template_kwargs": {"enable_thinking": False}}
     assert tiny_model.generate([USER], max_tokens=2, **options).tokens
+    with refused(InvalidArgumentError, "tools", "does not look at tools"):
+        tiny_model.generate([USER], tools=[tool])
     whole = tiny_model.stream([USER], max_tokens=1, chat_template_kwargs={})
     bare = tiny_model.stream(
         [USER], max_tokens=1, chat_template_kwargs={"add_generation_prompt": False}
     )
     assert bare.result().stats.prompt_tokens < whole.result().stats.prompt_tokens
+
+
+def test_values_that_other_libraries_take_too(tiny_model):
+    """No limit but the context's, and minus infinity for a token that shall not be."""
+    answer = tiny_model.generate([USER], max_tokens=None, ignore_eos=True)
+    assert answer.finish_reason == "length"
+    # The last token is never read.
+    assert answer.stats.prompt_tokens + len(answer.tokens) == tiny_model.info.context + 1
+    first = tiny_model.generate([USER], max_tokens=1, ignore_eos=True).tokens[0]
+    for ban in (float("-inf"), -1e9):
+        others = tiny_model.generate(
+            [USER], max_tokens=40, ignore_eos=True, logit_bias={first: ban}
+        )
+        assert first not in others.tokens
 
 
 BIAS = [
@@ -211,28 +228,30 @@ def load_arguments():
     for name in ("\ud800", "a\0b", "x" * 10**5, ""):
         yield ("draft", "option"), {"draft": stepladder.Drafter("lookup", **{name: 1})}
     for value in (5, None, b"int8", ["int8"], True, ""):
-        yield ("draft", "Cast: format"), {"draft": Cast(value)}
+        yield ("draft", "Cast: format"), {"draft": partial(Cast, value)}
     for value in (5, None, True, ["own"], np.array(["own", "own"])):
-        yield ("Cast: cache",), {"draft": Cast("int8", cache=value)}
+        yield ("Cast: cache",), {"draft": partial(Cast, "int8", cache=value)}
     for value in (5, True, ["int8"], b"int8"):
-        yield ("draft", "Cast: head"), {"draft": Cast("int8", head=value)}
-        yield ("draft", "Switch: act"), {"draft": Switch(value)}
+        yield ("draft", "Cast: head"), {"draft": partial(Cast, "int8", head=value)}
+        yield ("draft", "Switch: act"), {"draft": partial(Switch, value)}
     for value in (5, None, True, b"path", [], "", "a\0b"):
         yield ("draft", "Draft: path"), {"draft": Draft(value)}
     for value in ("4", 1.5, True, [4], 0, -1, 10**9):
-        yield ("draft", "tokens"), {"draft": Lookup(tokens=value)}
-        yield ("draft", "tokens"), {"draft": [Cast("int8", tokens=value)]}
-        yield ("draft", "longest"), {"draft": Lookup(longest=value)}
-        yield ("draft", "shortest"), {"draft": Lookup(shortest=value)}
+        yield ("draft", "tokens"), {"draft": partial(Lookup, tokens=value)}
+        yield ("draft", "tokens"), {"draft": partial(Cast, "int8", tokens=value)}
+        yield ("draft", "longest"), {"draft": partial(Lookup, longest=value)}
+        yield ("draft", "shortest"), {"draft": partial(Lookup, shortest=value)}
     yield ("draft", "surrogate"), {"draft": "\ud800"}
     yield ("draft", "surrogate"), {"draft": ["lookup", "\ud800"]}
-    yield ("surrogate",), {"draft": Cast("\ud800")}
+    yield ("surrogate",), {"draft": partial(Cast, "\ud800")}
 
 
 @pytest.mark.parametrize("words, options", list(load_arguments()), ids=name_of)
 def test_load_arguments_of_wrong_types(tiny_dir, words, options):
     with refused(InvalidArgumentError, *words):
-        stepladder.load(**{"model": tiny_dir, **options})
+        # A level is refused where it is made.
+        made = {k: v() if isinstance(v, partial) else v for k, v in options.items()}
+        stepladder.load(**{"model": tiny_dir, **made})
 
 
 @pytest.mark.parametrize("call", [stepladder.load, stepladder.inspect], ids=["load", "inspect"])
@@ -333,7 +352,7 @@ def test_detokenize_takes_any_sequence(tiny_model):
     ] + [({"seed": v}, "seed") for v in ("1", None, 1.5, -1)]
       + [({"progress": v}, "progress") for v in (5, "x", True)]
       + [({"draft": v}, "draft") for v in (True, "lookup")]
-      + [({"max_tokens": v}, "max_tokens") for v in ("5", None)],
+      + [({"max_tokens": v}, "max_tokens") for v in ("5", 0)],
     ids=name_of,
 )  # fmt: skip
 def test_verify_arguments_of_wrong_types(tiny_model, options, word):

@@ -109,7 +109,7 @@ def test_a_turn_that_does_not_fit_ends_nothing(capsys, tiny_dir, monkeypatch):
 
     monkeypatch.setattr(sys, "stdin", io.StringIO("é" * 500 + "\nthe\n"))
     code, out, err = run(capsys, "chat", tiny_dir, "--max-tokens", 4)
-    assert code == 0 and out.strip() and "context" in err
+    assert code == 1 and out.strip() and "context" in err and "/clear" in err
 
 
 def test_inspect(capsys, tiny_dir):

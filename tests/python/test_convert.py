@@ -13,7 +13,10 @@ import tiny
 from conftest import refused
 from stepladder import FileError, InvalidArgumentError, ModelFormatError, UnsupportedError, convert
 from stepladder.files.convert import to_bf16
+from stepladder.files.gguf_tokenizer import _PRE
 from stepladder.text.tokenizer import Text
+from stepladder.text.vocabulary import byte_alphabet
+from tokenizers import Tokenizer
 
 
 def stored(directory):
@@ -40,7 +43,7 @@ def test_every_family_comes_back(tmp_path, family, tied):
         >= {
             k: v
             for k, v in tiny.config(family, tie_word_embeddings=tied).items()
-            if k != "bos_token_id"
+            if k not in ("bos_token_id", "eos_token_id")
         }.items()
     )
     assert stepladder.inspect(tmp_path / "out").architecture == tiny.FAMILIES[family]
@@ -109,6 +112,78 @@ def test_rope_scaling_comes_along(tmp_path, scaling):
     stepladder.inspect(tmp_path / "out")
 
 
+SCALED = {
+    "a factor without a type": {"rope.scaling.factor": 2.0},
+    "the older name": {"rope.scale_linear": 2.0},
+    "both names": {"rope.scale_linear": 2.0, "rope.scaling.factor": 2.0},
+    "a type": {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0},
+}
+
+
+@pytest.mark.parametrize("case", SCALED)
+def test_a_stretch_of_positions_is_linear_whatever_names_it(tmp_path, case):
+    tiny.write_gguf(tmp_path / "m.gguf", fields={f"llama.{k}": v for k, v in SCALED[case].items()})
+    convert(tmp_path / "m.gguf", tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+
+
+def test_the_stretch_of_attention_is_yarns_times_the_files(tmp_path):
+    fields = {"llama.rope.scaling.attn_factor": 1.5, "llama.rope.scaling.yarn_ext_factor": 1.0}
+    tiny.write_gguf(tmp_path / "m.gguf", scaling="yarn", fields=fields)
+    convert(tmp_path / "m.gguf", tmp_path / "out")
+    scaling = json.loads((tmp_path / "out/config.json").read_text())["rope_scaling"]
+    assert scaling["attention_factor"] == pytest.approx(1.5 * (1 + 0.1 * np.log(4.0)))
+
+
+NEUTRAL = {
+    "logit_scale": 1.0, "attn_logit_softcapping": 0.0, "attention.clamp_kqv": 0.0, "attention.causal": True,
+    "attention.scale": 32**-0.5, "expert_count": 0, "use_parallel_residual": False, "residual_scale": 1.0,
+    "rope.scaling.yarn_ext_factor": -1.0, "rope.scaling.yarn_log_multiplier": 0.0, "rope.scaling.factor": 1.0,
+    "tensor_data_layout": "Meta AI original pth", "rope.dimension_sections": [0, 0], "rope.scaling.finetuned": True,
+}  # fmt: skip
+OTHER_MATH = {
+    "logit_scale": 0.25, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "attention.clamp_kqv": 8.0,
+    "attention.scale": 0.125, "attention.causal": False, "attention.max_alibi_bias": 8.0, "expert_count": 8,
+    "rope.scaling.yarn_ext_factor": 0.5, "rope.scaling.yarn_log_multiplier": 0.1, "rope.scaling.attn_factor": 1.5,
+    "residual_scale": 0.22, "embedding_scale": 12.0, "rope.freq_base_swa": 1e4, "rope.dimension_sections": [8, 8],
+    "use_parallel_residual": True, "swin_norm": True, "key.of.tomorrow": 3, "word.of.tomorrow": "x",
+}  # fmt: skip
+
+
+def test_keys_that_change_nothing_are_no_obstacle(tmp_path):
+    fields = {f"llama.{k}": v for k, v in NEUTRAL.items()} | {"general.name": "x", "other.key": 5}
+    tiny.write_gguf(tmp_path / "m.gguf", fields=fields)
+    convert(tmp_path / "m.gguf", tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert "rope_scaling" not in config
+
+
+@pytest.mark.parametrize("key", OTHER_MATH)
+def test_keys_that_change_the_arithmetic_are_refused_by_name(tmp_path, key):
+    tiny.write_gguf(tmp_path / "m.gguf", fields={f"llama.{key}": OTHER_MATH[key]})
+    with refused(UnsupportedError, "m.gguf", f"llama.{key}"):
+        convert(tmp_path / "m.gguf", tmp_path / "out")
+
+
+OTHER_FIELDS = {
+    "rope.scaling.factor and": {"llama.rope.scaling.factor": 2.0, "llama.rope.scale_linear": 4.0},
+    "split.count": {"split.count": 3},
+    "precompiled_charsmap": {"tokenizer.ggml.precompiled_charsmap": [1, 2, 3]},
+    "remove_extra_whitespaces": {"tokenizer.ggml.remove_extra_whitespaces": True},
+    "rope_freqs.weight and": {"llama.rope.scaling.factor": 2.0},
+}
+
+
+@pytest.mark.parametrize("case", OTHER_FIELDS)
+def test_fields_that_contradict_or_are_not_converted_are_refused(tmp_path, case):
+    scaling = "llama3" if "rope_freqs" in case else None
+    tiny.write_gguf(tmp_path / "m.gguf", scaling=scaling, fields=OTHER_FIELDS[case])
+    word = "parts of a model" if case == "split.count" else case
+    with refused((UnsupportedError, ModelFormatError), "m.gguf", word):
+        convert(tmp_path / "m.gguf", tmp_path / "out")
+
+
 def test_f16_output_and_its_limit(tmp_path):
     values = tiny.write_gguf(tmp_path / "m.gguf")
     convert(tmp_path / "m.gguf", tmp_path / "out", dtype="f16")
@@ -145,7 +220,7 @@ def test_the_tokenizer_and_template_come_along(tmp_path):
     assert text.encode_chat([{"role": "user", "content": "the"}]) == original.encode_chat(
         [{"role": "user", "content": "the"}]
     )
-    assert stepladder.inspect(tmp_path / "out").end_tokens == [2]
+    assert stepladder.inspect(tmp_path / "out").end_tokens == [0, 2]
 
 
 def test_a_sentencepiece_vocabulary_becomes_a_model_that_merges_by_score(tmp_path):
@@ -162,13 +237,72 @@ def test_an_unknown_pre_tokenizer_is_refused_by_name(tmp_path, pre):
         convert(tmp_path / "m.gguf", tmp_path / "out")
 
 
-@pytest.mark.parametrize("pre", ["smollm", "llama-bpe", "qwen2", "gpt-2", "tekken", "starcoder"])
+@pytest.mark.parametrize("pre", [*_PRE, None])
 def test_every_known_pre_tokenizer_loads_and_round_trips(tmp_path, pre):
     tiny.write_gguf(tmp_path / "m.gguf", pre=pre)
     convert(tmp_path / "m.gguf", tmp_path / "out")
     text = Text(tmp_path / "out")
     sample = "It's 12345 o'clock,\r\n\n  the THE déjà 你好 🙂\t x"
     assert text.decode(text.encode(sample, special=False)) == sample
+
+
+CUTS = {
+    "gpt-2": "Hi| 12345|!?|\n", "smollm": "Hi| |1|2|3|4|5|!?|\n", "llama-bpe": "Hi| |123|45|!?\n",
+    "falcon3": "Hi| |123|45|!?\n", "pixtral": "Hi| |123|45|!?\n", "smaug-bpe": "Hi| |123|45|!?\n",
+    "qwen2": "Hi| |1|2|3|4|5|!?\n", "default": "Hi| |123|45|!?|\n", "deepseek-llm": "Hi| |12345|!?|\n",
+    "deepseek-coder": "Hi| |1|2|3|4|5|!?|\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pre", CUTS)
+def test_text_is_cut_before_merging_as_the_file_says(tmp_path, pre):
+    """Worked out by hand from the published expressions."""
+    tiny.write_gguf(tmp_path / "m.gguf", pre=pre)
+    convert(tmp_path / "m.gguf", tmp_path / "out")
+    cutter = Tokenizer.from_file(str(tmp_path / "out/tokenizer.json")).pre_tokenizer
+    alphabet = byte_alphabet()
+    words = [bytes(map(alphabet.get, w)) for w, _ in cutter.pre_tokenize_str("Hi 12345!?\n")]
+    assert "|".join(w.decode() for w in words) == CUTS[pre]
+
+
+@pytest.mark.parametrize("pre", _PRE)
+def test_bos_is_put_first_where_the_kind_of_file_wants_one_and_says_nothing(tmp_path, pre):
+    tiny.write_gguf(tmp_path / "m.gguf", pre=pre, fields={"tokenizer.ggml.add_bos_token": None})
+    convert(tmp_path / "m.gguf", tmp_path / "out")
+    wants = pre in ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken")
+    assert (Text(tmp_path / "out").encode("the")[0] == 1) == wants
+
+
+def ends_of(tmp_path, types=None, **fields):
+    fields = {f"tokenizer.ggml.{k}": v for k, v in fields.items()}
+    if types:
+        fields["tokenizer.ggml.token_type"] = types + [1] * (len(tiny.vocabulary()) - len(types))
+    tiny.write_gguf(tmp_path / "m.gguf", fields=fields)
+    convert(tmp_path / "m.gguf", tmp_path / "out", force=True)
+    end = json.loads((tmp_path / "out/generation_config.json").read_text())["eos_token_id"]
+    return {end} if isinstance(end, int) else set(end)
+
+
+def test_every_token_that_ends_a_turn_is_an_end(tmp_path):
+    assert ends_of(tmp_path) == {0, 2}  # eos <|im_end|>, and the control token <|endoftext|>
+    assert ends_of(tmp_path, eot_token_id=5) == {0, 2, 5}
+    assert ends_of(tmp_path, eom_token_id=6) == {0, 2, 6}
+    # A token that is called an end by its text alone, and is an ordinary one, is none.
+    assert ends_of(tmp_path, [1, 3, 3]) == {2}
+    assert stepladder.inspect(tmp_path / "out").end_tokens == [2]
+
+
+def test_named_templates_come_along(tmp_path):
+    tools = "{{ tools | length }}"
+    tiny.write_gguf(tmp_path / "m.gguf", fields={"tokenizer.chat_template.tool_use": tools})
+    convert(tmp_path / "m.gguf", tmp_path / "out")
+    text = Text(tmp_path / "out")
+    messages = [{"role": "user", "content": "the"}]
+    assert text.render(messages, tools=[{}, {}]) == "2"
+    assert text.render(messages).startswith("<|im_start|>user")
+    tiny.write_gguf(tmp_path / "b.gguf", fields={"tokenizer.chat_template.tool_use": 5})
+    with refused(ModelFormatError, "tool_use"):
+        convert(tmp_path / "b.gguf", tmp_path / "bad")
 
 
 def header(version=3, tensors=0, entries=0, magic=b"GGUF"):
@@ -377,9 +511,9 @@ def test_an_output_that_is_there_is_kept(tmp_path):
         convert(tmp_path / "m.gguf", tmp_path / "out", force=True)
     assert (tmp_path / "out/precious").read_text() == "x"
     convert(tmp_path / "m.gguf", tmp_path / "model")
-    (tmp_path / "model/precious").write_text("x")
+    (tmp_path / "model/LICENSE").write_text("x")
     convert(tmp_path / "m.gguf", tmp_path / "model", force=True)
-    assert not (tmp_path / "model/precious").exists()
+    assert not (tmp_path / "model/LICENSE").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "model", "out"]
 
 

@@ -125,7 +125,7 @@ def test_signals_are_as_they_were_afterwards(tmp_path):
 def test_what_was_there_survives_a_failed_replacement(tmp_path, monkeypatch):
     tiny.write_gguf(tmp_path / "m.gguf")
     convert(tmp_path / "m.gguf", tmp_path / "out")
-    (tmp_path / "out/precious").write_text("x")
+    (tmp_path / "out/LICENSE").write_text("x")
     rename = os.rename
 
     def fails(source, target):
@@ -136,7 +136,7 @@ def test_what_was_there_survives_a_failed_replacement(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "rename", fails)
     with refused(FileError, "out", "Input/output error"):
         convert(tmp_path / "m.gguf", tmp_path / "out", force=True)
-    assert (tmp_path / "out/precious").read_text() == "x"
+    assert (tmp_path / "out/LICENSE").read_text() == "x"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "out"]
 
 

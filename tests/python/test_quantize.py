@@ -11,7 +11,13 @@ import reference
 import stepladder
 import tiny
 from conftest import refused
-from stepladder import FileError, InvalidArgumentError, UnsupportedError, quantize
+from stepladder import (
+    FileError,
+    InvalidArgumentError,
+    ModelFormatError,
+    UnsupportedError,
+    quantize,
+)
 from stepladder.files.compressed_tensors import LAYOUTS
 
 FORMAT_BITS = {"w8a16": 8, "w8a8": 8, "w4a16": 4, "mxfp4": 4}
@@ -167,3 +173,81 @@ def test_only_directories_are_replaced(tiny_dir, tmp_path):
         with refused(FileError, target.name):
             quantize(tiny_dir, target, "w8a16", force=True)
     assert pipe.is_fifo() and link.is_symlink()
+
+
+def rewritten(directory, change, dtype="BF16", **settings):
+    """A copy of a tiny model with other tensors; `change` takes them by name."""
+    tiny.write_model(directory, **settings)
+    values = tiny.tensors(tiny.config(**settings))
+    change(values)
+    tiny.write_tensors(directory, values)
+    return directory
+
+
+def put(name, value):
+    return lambda values: values.update({name: value})
+
+
+NORM, PROJ = "model.layers.1.input_layernorm.weight", "model.layers.1.mlp.up_proj.weight"
+WHAT_LOAD_REFUSES = {
+    "a norm that is not finite": (put(NORM, np.full(128, np.nan, np.float32)), NORM),
+    "an embedding that is not finite": (
+        put("model.embed_tokens.weight", np.full((288, 128), np.inf, np.float32)), "model.embed_tokens.weight"),
+    "a missing layer": (lambda v: [v.pop(n) for n in list(v) if ".layers.1." in n], "model.layers.1"),
+    "a missing norm": (lambda v: v.pop("model.norm.weight"), "model.norm.weight"),
+    "a wrong shape": (put(PROJ, np.ones((200, 128), np.float32)), PROJ.removesuffix(".weight")),
+    "another vocabulary": (put("model.embed_tokens.weight", np.ones((300, 128), np.float32)), "model.embed_tokens"),
+    "a weight in three dimensions": (put(PROJ, np.ones((2, 128, 128), np.float32)), PROJ),
+    "a weight of whole numbers": (put(PROJ, np.ones((256, 128), np.int8)), PROJ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WHAT_LOAD_REFUSES)
+def test_a_model_that_load_refuses_is_not_written(tmp_path, case):
+    change, word = WHAT_LOAD_REFUSES[case]
+    model = rewritten(tmp_path / "model", change)
+    with refused((ModelFormatError, UnsupportedError), str(model), word):
+        stepladder.load(model, threads=1)
+    with refused((ModelFormatError, UnsupportedError, InvalidArgumentError), str(model), word):
+        quantize(model, tmp_path / "out", "w8a16")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_broken_tokenizer_is_refused_before_anything_is_written(tiny_dir, tmp_path):
+    model = shutil.copytree(tiny_dir, tmp_path / "model")
+    (model / "tokenizer.json").write_text("{")
+    with refused(ModelFormatError, "tokenizer.json"):
+        quantize(model, tmp_path / "out", "w8a16")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", ["I16", "U16", "F64", "BOOL", "F8_E4M3", "F8_E5M2", "U32", "U64"])
+def test_tensors_that_no_model_reads_come_along_whatever_their_type(tmp_path, dtype):
+    model = tiny.write_model(tmp_path / "model")
+    path = model / "model.safetensors"
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header, at = json.loads(data[8 : 8 + size]), len(data) - 8 - size
+    each = {"I16": 2, "U16": 2, "F64": 8, "U32": 4, "U64": 8}.get(dtype, 1)
+    extra = bytes(range(4 * each))
+    header["buffer"] = {"dtype": dtype, "shape": [4], "data_offsets": [at, at + 4 * each]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :] + extra)
+    quantize(model, tmp_path / "out", "w8a16")
+    written = (tmp_path / "out/model.safetensors").read_bytes()
+    size = int.from_bytes(written[:8], "little")
+    info = json.loads(written[8 : 8 + size])["buffer"]
+    start, end = (8 + size + offset for offset in info["data_offsets"])
+    assert info["dtype"] == dtype and written[start:end] == extra
+
+
+def test_force_deletes_nothing_that_belongs_to_no_model(tiny_dir, tmp_path):
+    quantize(tiny_dir, tmp_path / "out", "w8a16")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with refused(FileError, "notes.txt", "--force", "move it"):
+        quantize(tiny_dir, tmp_path / "out", "w4a16", force=True)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    (tmp_path / "out" / "notes.txt").unlink()
+    (tmp_path / "out" / "README.md").write_text("a card")
+    quantize(tiny_dir, tmp_path / "out", "w4a16", force=True)
+    assert stepladder.inspect(tmp_path / "out").levels[0].format == "w4a16"

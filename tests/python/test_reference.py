@@ -7,6 +7,7 @@ import pytest
 import reference
 import stepladder
 import tiny
+from stepladder.files.compressed_tensors import packed_words
 
 PROMPT = [1, *np.random.default_rng(5).integers(3, 260, 40).tolist()]
 
@@ -78,6 +79,40 @@ def test_formats(tmp_path, family, name):
     agree(tmp_path / "out")
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_int8_weights_in_groups(tmp_path, family):
+    """The layout of llm-compressor's W8A16 preset, which no cast of the engine's writes."""
+    tiny.write_model(tmp_path, family, seed=6)
+    config = json.loads((tmp_path / "config.json").read_text())
+    out = {}
+    for name, value in tiny.tensors(config, 6).items():
+        if not name.endswith("_proj.weight"):
+            out[name] = value
+            continue
+        groups = value.reshape(value.shape[0], -1, 32)
+        scale = np.abs(groups).max(-1, keepdims=True) / 127
+        codes = np.rint(groups / scale).astype(np.int8).reshape(value.shape)
+        stem = name.removesuffix("weight")
+        out[stem + "weight_packed"] = packed_words(codes, 8)
+        out[stem + "weight_scale"] = scale[..., 0].astype(np.float32)
+        out[stem + "weight_shape"] = np.array(value.shape, np.int64)
+    tiny.write_tensors(tmp_path, out)
+    weights = {
+        "num_bits": 8,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group",
+        "group_size": 32,
+    }
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert stepladder.inspect(tmp_path).levels[0].format == "w8a16"
+    agree(tmp_path)
+
+
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 @pytest.mark.parametrize("name", ["bf16", "w8a16", "w8a8", "w4a16", "mxfp4"])
 def test_instruction_sets(tmp_path, isa, name):
@@ -106,12 +141,30 @@ def write_tied_with_a_head(directory):
     (directory / "config.json").write_text(json.dumps(config))
 
 
-def test_a_head_stored_beside_a_tied_one_is_ignored_and_named(tmp_path):
+def test_a_head_stored_beside_a_tied_one_is_used_where_it_differs(tmp_path):
     write_tied_with_a_head(tmp_path)
     agree(tmp_path)
     with stepladder.load(tmp_path, threads=1) as model:
         for info in (model.info, stepladder.inspect(tmp_path)):
-            assert any("lm_head.weight is stored; it is ignored" in note for note in info.notes)
+            assert any("lm_head.weight is stored and differs" in note for note in info.notes)
+
+
+@pytest.mark.parametrize("stored", ["head alone", "equal head"])
+def test_a_tied_model_may_store_its_table_under_either_name(tmp_path, stored):
+    model = tiny.write_model(tmp_path / "model", tie_word_embeddings=True)
+    with stepladder.load(model, threads=1) as loaded:
+        expected = loaded.generate(PROMPT, max_tokens=8)
+    values = tiny.tensors(tiny.config(tie_word_embeddings=True))
+    values["lm_head.weight"] = values["model.embed_tokens.weight"]
+    if stored == "head alone":
+        del values["model.embed_tokens.weight"]
+    tiny.write_tensors(model, values)
+    with stepladder.load(model, threads=1) as loaded:
+        answer = loaded.generate(PROMPT, max_tokens=8)
+        assert not loaded.info.notes
+    assert (answer.tokens, answer.logits) == (expected.tokens, expected.logits)
+    stepladder.quantize(model, tmp_path / "out", "w8a16", head="int8")
+    agree(tmp_path / "out")
 
 
 @pytest.mark.parametrize("head", [None, "int8"])

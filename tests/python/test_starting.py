@@ -15,7 +15,7 @@ import tiny
 from conftest import refused
 from hypothesis import given
 from hypothesis import strategies as st
-from stepladder import FileError, ModelFormatError
+from stepladder import FileError, ModelFormatError, UnsupportedError
 from stepladder.base.beside import Beside
 from stepladder.base.json_file import JsonFile, read_json
 from stepladder.text.tokenizer import Text
@@ -202,7 +202,7 @@ def model_dir(tmp_path):
 
 
 def break_text(directory):
-    (directory / "tokenizer.json").write_text('{"model": 1}')
+    tiny.write_tokenizer(directory, tiny.tokenizer_json(decoder=None))
 
 
 def break_config(directory):
@@ -222,20 +222,28 @@ def fail(done, total):
     raise Mine
 
 
-@pytest.mark.parametrize("other", [None, break_config, break_weights, fail])
-def test_what_the_text_says_is_said_first(model_dir, other):
+@pytest.mark.parametrize("progress", [None, fail])
+def test_what_the_text_says_is_said_first_of_a_model_that_is_sound(model_dir, progress):
     """As if the weights had not been looked at; and nothing is left, not even by the error."""
-    options = {"threads": 3}
-    if other is fail:
-        options["progress"] = fail
-    elif other is not None:
-        other(model_dir)
     break_text(model_dir)
     before = threads()
-    with pytest.raises(ModelFormatError, match=r"tokenizer\.json: no tokenizer model") as caught:
-        stepladder.load(model_dir, **options)
+    with pytest.raises(UnsupportedError, match=r"tokenizer\.json: decoder") as caught:
+        stepladder.load(model_dir, threads=3, progress=progress)
     assert caught.value.__context__ is None and caught.value.__cause__ is None
     assert ends(before)
+
+
+@pytest.mark.parametrize(
+    "break_it, word", [(break_config, "config"), (break_weights, "safetensors")]
+)
+def test_no_text_is_read_of_a_model_that_is_not(model_dir, monkeypatch, break_it, word):
+    """A tokenizer takes tens of megabytes, which a load that fails at once needs not."""
+    read = []
+    monkeypatch.setattr("stepladder.model.loading._open_text", read.append)
+    break_it(model_dir)
+    with pytest.raises((ModelFormatError, FileError), match=word):
+        stepladder.load(model_dir, threads=3)
+    assert not read
 
 
 @pytest.mark.parametrize(
@@ -299,7 +307,7 @@ def test_where_no_thread_can_be_had_the_work_is_done_before(model_dir, monkeypat
     with stepladder.load(model_dir, threads=1) as model:
         assert model.generate("the", max_tokens=2, ignore_eos=True).tokens
     break_text(model_dir)
-    with pytest.raises(ModelFormatError, match="no tokenizer model"):
+    with pytest.raises(UnsupportedError, match="decoder"):
         stepladder.load(model_dir, threads=1)
 
 

@@ -271,3 +271,17 @@ def test_closing_the_model_ends_what_others_wait_for(tiny_dir):
                 pass
 
         assert "cancelled" in asyncio.run(main())
+
+
+def test_async_with_ends_what_is_left_of_a_stream(tiny_model):
+    async def some():
+        async with tiny_model.stream("the", max_tokens=200, ignore_eos=True) as stream:
+            async for _ in stream:
+                break
+        assert stream.done and stream.finish_reason == "cancelled"
+        async with tiny_model.chat(max_tokens=200, ignore_eos=True).send("the") as answer:
+            await anext(answer)
+        assert answer.done
+        assert stream.stats.tokens < 200
+
+    asyncio.run(some())

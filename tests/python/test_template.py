@@ -1,8 +1,12 @@
 """Chat templates run in bounded time and memory, and do what real ones need."""
 
+import time
+
 import pytest
 from conftest import refused
 from stepladder import InvalidArgumentError, ModelFormatError
+from stepladder.text.budget import STEPS_A_MESSAGE, Budget
+from stepladder.text.provenance import Traced, marked
 from stepladder.text.template import ChatTemplate
 
 MESSAGES = [
@@ -12,7 +16,7 @@ MESSAGES = [
 
 
 def render(source, messages=MESSAGES, **variables):
-    return ChatTemplate(source, "template").render(messages, True, variables).text
+    return ChatTemplate(source, "template").render(messages, True, variables)
 
 
 GOOD = {
@@ -135,52 +139,118 @@ def test_a_template_that_failed_once_can_run_again():
     )
     with refused(ModelFormatError, "steps"):
         template.render([{"n": 100_000}], True, {})
-    assert template.render([{"n": 1}], True, {}).text == ""
+    assert template.render([{"n": 1}], True, {}) == ""
 
 
-KEEPING = [
-    "{% for m in messages %}<|{{ m.role }}|>{{ m['content'] + eos }}\n{% endfor %}",
-    "{{ messages[1].content | trim }}{{ messages | length }}{{ messages[0].content | default('x') }}",
-    "{% for m in messages[1:] %}{{ m.get('content') ~ loop.index }}{% endfor %}",
-    "{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f(messages[0].content) }}",
-    "{% for key, value in messages[0].items() %}{{ key }}{% endfor %}",
-    "{% if '</think>' in messages[1].content and messages[1].content.startswith('<') %}x{% endif %}",
-    "{% set ns = namespace(x='') %}{% set ns.x = ns.x + messages[0].content %}{{ ns.x }}",
-    "{{ (messages | selectattr('role', 'eq', 'user') | list | first).content }}{{ 3 | string | length }}",
-]
-CHANGING = [
-    "{{ messages[0].content | trim }}",
-    "{{ messages[0].content.strip() }}",
-    "{{ messages[0].content | upper }}",
-    "{{ messages[0].content.replace('h', 'j') }}",
-    "{{ messages[0].content[1:] }}",
-    "{{ messages[0].content[1] }}",
-    "{{ messages[0].content.split('h')[1] }}",
-    "{{ messages[0].content | list | first }}",
-    "{{ messages[0].content | first }}",
-    "{{ messages[0].content | reverse }}",
-    "{% for c in messages[0].content %}{{ c }}{% endfor %}",
-    "{% set a, b, c, d = messages[0].content %}{{ c }}",
-    "{% for a, b in ['ab'] %}{{ b }}{% endfor %}",
-    "{{ ['a', messages[0].content] | join('') }}",
-    "{{ '-'.join(messages | map(attribute='content')) }}",
-    "{{ messages | map(attribute='content') | map('upper') | list | length }}",
-    "{{ messages[0] | tojson }}",
-    "{{ messages[0] }}",
-    "{{ [messages[0].content] ~ '' }}",
-    "{{ '%s!' % messages[0].content }}",
-    "{{ messages[0].content * 2 }}",
-    "{{ messages[0].content | escape }}",
-    "{% filter upper %}{{ messages[0].content }}{% endfilter %}",
-    "{{ strftime_now(messages[0].content) }}",
-]
+# What becomes of the message "aBc" between the template's own "<" and ">", and whose each character is.
+ALONG = {
+    "{{ '<' + t + '>' }}": ("<aBc>", "01110"),
+    "{{ '<' ~ t ~ 1 }}": ("<aBc1", "01110"),
+    "<{{ t }}>": ("<aBc>", "01110"),
+    "{{ ('<' + t + '>') | trim }}": ("<aBc>", "01110"),
+    "{{ ('  <' + t).strip() }}{{ (t + ' >').lstrip('a') }}": ("<aBcBc >", "01111100"),
+    "{{ ('<' + t + '>')[1:] }}{{ t[0] }}{{ ('<' + t)[-2] }}": ("aBc>aB", "111011"),
+    "{{ ('<' + t + '>') | upper }}{{ ('<' + t).lower() }}": ("<ABC><abc", "011100111"),
+    "{{ (t + '<i>').swapcase() }}{{ ('<' + t) | capitalize }}": ("AbC<I><abc", "1110000111"),
+    "{{ ('<' + t + '>').split('B') | join('|') }}": ("<a|c>", "01010"),
+    "{{ ('<x ' + t + ' y').split() | last }}{{ ('<' + t).rsplit('a', 1)[0] }}": ("y<", "00"),
+    "{{ ('<' + t + '>').replace('B', '-') }}{{ 'xBx'.replace('B', t) }}": (
+        "<a-c>xaBcx",
+        "0101001110",
+    ),
+    "{{ 'xBx' | replace('B', t) }}{{ t | replace('', '') }}": ("xaBcxaBc", "01110111"),
+    "{{ ['<', t, '>'] | join }}{{ '-'.join([t, '>']) }}": ("<aBc>aBc->", "0111011100"),
+    "{{ t.join(['<', '>']) }}{{ ['<', '>'] | join(t) }}": ("<aBc><aBc>", "0111001110"),
+    "{{ '<%s>' % t }}{{ '%s%%%d' % (t, 5) }}": ("<aBc>aBc%5", "0111011100"),
+    "{{ '<%(x)s>' % {'x': t} }}{{ '<%s>' | format(t) }}": ("<aBc><aBc>", "0111001110"),
+    "{{ ('<' + t) | list | first }}{{ t | first }}{{ ('<' + t) | last }}": ("<ac", "011"),
+    "{{ ('<' + t) | reverse }}{% for c in '<' + t %}{{ c }}{% endfor %}": ("cBa<<aBc", "11100111"),
+    "{% set a, b, c, d = '<' + t %}{{ d }}{{ a }}": ("c<", "10"),
+    "{% set x %}<{{ t }}>{% endset %}{{ x }}{{ x | length }}": ("<aBc>5", "011100"),
+    "{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f(t) }}{{ f('t') }}": ("<aBc><t>", "01110000"),
+    "{% filter upper %}<{{ t }}{% endfilter %}": ("<ABC", "0111"),
+    "{% set ns = namespace(x='<') %}{% set ns.x = ns.x + t %}{{ ns.x }}": ("<aBc", "0111"),
+    "{{ ('<' + t + '>').partition('B')[0] }}{{ t.rpartition('B')[2] }}": ("<ac", "011"),
+    "{{ ('<' + t).removeprefix('<a') }}{{ (t + '>').removesuffix('>') }}": ("BcaBc", "11111"),
+    "{{ (t + '\n>\n').splitlines() | join('/') }}": ("aBc/>", "11100"),
+    "{{ t * 2 }}{{ ('<' + t) | string }}{{ ('<' + t) | safe }}": (
+        "aBcaBc<aBc<aBc",
+        "11111101110111",
+    ),
+    "{{ t | default('x') }}{{ nothing | default('<') }}": ("aBc<", "1110"),
+    "{{ messages[0].role }}{{ messages | map(attribute='role') | first }}": ("useruser", "0" * 8),
+    "{{ messages | map(attribute='content') | map('upper') | first }}": ("ABC", "111"),
+    "{{ (messages | selectattr('role', 'eq', 'user') | list | first).content }}": ("aBc", "111"),
+    "{{ {'<': t}['<'] }}{{ {'<': t}.keys() | first }}{{ {'<': t}.get('<') }}": (
+        "aBc<aBc",
+        "1110111",
+    ),
+    # What is made in another way counts as theirs, all of it; of the template's own words it does not.
+    "{{ ['<', t] }}{{ ['<'] }}": ("['<', 'aBc']['<']", "1" * 12 + "0" * 5),
+    "{{ t | tojson }}{{ 'a' | tojson }}": ('"aBc""a"', "11111000"),
+    "{{ ('<' + t) | title }}{{ 'a<' | title }}": ("<AbcA<", "111100"),
+    "{{ ('<' + t) | e }}{{ '<' | e }}": ("&lt;aBc&lt;", "1" * 7 + "0" * 4),
+    "{{ strftime_now(t) }}{{ strftime_now('<') }}": ("aBc<", "1110"),
+    "{{ '%5s' % t }}{{ '%5s' % '<' }}": ("  aBc    <", "1" * 5 + "0" * 5),
+}
 
 
-@pytest.mark.parametrize("source", KEEPING)
-def test_a_template_that_joins_texts_changes_none(source):
-    assert not ChatTemplate(source, "template").render(MESSAGES, True, {"eos": "</s>"}).changed
+@pytest.mark.parametrize("source", ALONG)
+def test_what_messages_bring_is_known_whatever_becomes_of_it(source):
+    messages = marked([{"role": "user", "content": "aBc"}])
+    whole = "{% set t = messages[0].content %}" + source
+    text = ChatTemplate(whole, "template").render(messages, True, {})
+    mask = text.mask if isinstance(text, Traced) else bytes(len(text))
+    assert (text, "".join(map(str, mask))) == ALONG[source]
 
 
-@pytest.mark.parametrize("source", CHANGING)
-def test_a_template_that_changes_a_text_is_noticed(source):
-    assert ChatTemplate(source, "template").render(MESSAGES, True, {}).changed
+LONG = (
+    "{%- set ns = namespace(system='', n=0) -%}{%- if messages[0].role == 'system' -%}"
+    "{%- set ns.system = messages[0].content -%}{%- set loop_messages = messages[1:] -%}{%- else -%}"
+    "{%- set loop_messages = messages -%}{%- endif -%}{%- for m in loop_messages -%}"
+    "{%- if (m.role == 'user') != (loop.index0 % 2 == 0) -%}{{ raise_exception('order') }}{%- endif -%}"
+    "{%- set content = m.content | trim -%}{%- if '</think>' in content -%}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') -%}{%- endif -%}"
+    "{%- if loop.last or not loop.last and loop_messages[loop.index0 + 1].role != m.role -%}"
+    "{{ '<|start|>' + m['role'] + '\n' + content + '<|end|>' }}{%- endif -%}"
+    "{%- if m.tool_calls is defined -%}{{ m.tool_calls | tojson }}{%- endif -%}"
+    "{%- if loop_messages | length > 2 and messages | selectattr('role', 'eq', 'none') | list -%}x{%- endif -%}"
+    "{%- set ns.n = ns.n + 1 -%}{%- endfor -%}"
+)
+
+
+def conversation(count):
+    return [
+        {"role": ("user", "assistant")[i % 2], "content": f" message {i} "} for i in range(count)
+    ]
+
+
+def steps_of(monkeypatch, template, messages):
+    """Steps that a text takes, and the text."""
+    spent, spend = [], Budget.spend
+    with monkeypatch.context() as patch:
+        patch.setattr(Budget, "spend", lambda self, n=1: (spent.append(n), spend(self, n))[1])
+        text = template.render(marked(messages), True, {})
+    return sum(spent), text
+
+
+def test_many_messages_cost_as_many_times_the_work_of_one(monkeypatch):
+    """In steps, which are the same on every machine, and not in time, which is not."""
+    source = LONG.replace(" and messages | selectattr('role', 'eq', 'none') | list", "")
+    template, steps = ChatTemplate(source, "template"), {}
+    for count in (500, 5_000):
+        steps[count], text = steps_of(monkeypatch, template, conversation(count))
+        assert text.count("<|end|>") == count
+    assert steps[5_000] < 11 * steps[500]
+    assert steps[5_000] < 5_000 * STEPS_A_MESSAGE / 5
+
+
+def test_the_verdict_does_not_depend_on_time(monkeypatch):
+    """A clock that runs a minute at every look changes nothing."""
+    template = ChatTemplate(LONG, "template")
+    ticks = iter(range(0, 10**9, 60))
+    for clock in ("time", "monotonic", "perf_counter"):
+        monkeypatch.setattr(time, clock, lambda: next(ticks))
+    text = template.render(conversation(200), True, {})
+    monkeypatch.undo()
+    assert text == template.render(conversation(200), True, {})

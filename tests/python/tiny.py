@@ -104,17 +104,18 @@ def tensors(c: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def write_tensors(directory: Path, values: dict[str, np.ndarray], dtype: str = "BF16") -> None:
-    """model.safetensors from f32 arrays."""
+    """model.safetensors from arrays: f32 ones as `dtype`, whole numbers as they are."""
+    whole = {"i": {1: "I8", 4: "I32", 8: "I64"}, "u": {1: "U8", 4: "I32"}}
+
+    def kind(value: np.ndarray) -> str:
+        return whole[value.dtype.kind][value.dtype.itemsize] if value.dtype.kind in whole else dtype
+
     writer = SafetensorsWriter(
-        directory, [TensorSpec(n, dtype, v.shape) for n, v in values.items()]
+        directory, [TensorSpec(n, kind(v), v.shape) for n, v in values.items()]
     )
     for name, value in values.items():
-        data = (
-            to_bf16(value)
-            if dtype == "BF16"
-            else value.astype(np.float16 if dtype == "F16" else np.float32)
-        )
-        writer.write(name, data.tobytes())
+        types = {"BF16": to_bf16, "F16": np.float16, "F32": np.float32}
+        writer.write(name, (types[dtype](value) if kind(value) == dtype else value).tobytes())
     writer.close()
 
 
@@ -167,8 +168,10 @@ def interleave(value: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def write_gguf(path: Path, family: str = "llama", seed: int = 0, kind: str = "F32", scaling: str | None = None,
-               tokenizer: str = "gpt2", pre: str = "smollm", **changes: Any) -> dict[str, np.ndarray]:  # fmt: skip
-    """A GGUF file; returns the f32 weights, by their Hugging Face names, that it was made from."""
+               tokenizer: str = "gpt2", pre: str | None = "smollm", fields: dict[str, Any] | None = None,
+               **changes: Any) -> dict[str, np.ndarray]:  # fmt: skip
+    """A GGUF file, with `fields` more (None: without); returns the f32 weights, by their Hugging Face names, that it was
+    made from."""
     arch = "llama" if family == "mistral" else family
     c = config(family, **changes)
     values = tensors(c, seed)
@@ -197,6 +200,8 @@ def write_gguf(path: Path, family: str = "llama", seed: int = 0, kind: str = "F3
         writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
     {"gpt2": _add_bpe, "llama": _add_spm}[tokenizer](writer, pre)
     writer.add_chat_template(TEMPLATE)
+    for key, value in (fields or {}).items():
+        _add_field(writer, key, value)
     for name, value in values.items():
         if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
             value = interleave(value, c["head_dim"])
@@ -206,6 +211,14 @@ def write_gguf(path: Path, family: str = "llama", seed: int = 0, kind: str = "F3
     writer.write_tensors_to_file()
     writer.close()
     return values
+
+
+def _add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    kinds = {bool: "bool", int: "uint32", float: "float32", str: "string", list: "array"}
+    writer.kv_data[0].pop(key, None)
+    if value is None:
+        return
+    getattr(writer, f"add_{kinds[type(value)]}")(key, value)
 
 
 def _add_tensor(writer: gguf.GGUFWriter, name: str, value: np.ndarray, kind: str) -> None:
@@ -218,10 +231,11 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, value: np.ndarray, kind: str
         writer.add_tensor(name, gguf.quants.quantize(value, qtype), raw_dtype=qtype)
 
 
-def _add_bpe(writer: gguf.GGUFWriter, pre: str) -> None:
+def _add_bpe(writer: gguf.GGUFWriter, pre: str | None) -> None:
     tokens = vocabulary()
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if t in SPECIALS else 1 for t in tokens])
     writer.add_token_merges(MERGES)
@@ -234,7 +248,7 @@ def _add_bpe(writer: gguf.GGUFWriter, pre: str) -> None:
 SPM_WORDS = ["▁", "t", "h", "e", "th", "he", "▁the", "▁t", "c", "a", "ca", "cat", "▁cat", "s", "▁a"]
 
 
-def _add_spm(writer: gguf.GGUFWriter, pre: str) -> None:
+def _add_spm(writer: gguf.GGUFWriter, pre: str | None) -> None:
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *SPM_WORDS]
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)

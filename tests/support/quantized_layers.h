@@ -103,6 +103,15 @@ inline MemoryCheckpoint packed_int8() {
   c.add(kLayer + ".weight_shape", "I64", {2}, std::vector<int64_t>{kN, kK});
   return c;
 }
+inline MemoryCheckpoint grouped_int8() {
+  Json weights = kInt8;
+  weights["strategy"] = "group", weights["group_size"] = kGroup;
+  MemoryCheckpoint c = packed_int8();
+  c.config() = compressed_config("pack-quantized", weights);
+  c.add(kLayer + ".weight_scale", "BF16", {kN, kK / kGroup},
+        random_scales(kN * kK / kGroup, DType::bf16, 2));
+  return c;
+}
 inline MemoryCheckpoint packed_mxfp4() {
   MemoryCheckpoint c(compressed_config("mxfp4-pack-quantized", kMx4), "dir");
   c.add(kLayer + ".weight_packed", "U8", {kN, kK / 2}, random_bits<uint8_t>(kN * kK / 2, 1));

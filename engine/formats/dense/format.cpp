@@ -54,7 +54,9 @@ class DenseReader final : public WeightReader {
       for (size_t i = 0; i < size; ++i)
         check(std::isfinite(from_16(type, codes[i])), Code::model_format,
               tensor_place(checkpoint_, name_), ": element ", at + i,
-              " is not a finite number; the file is damaged or does not fit its 16-bit type");
+              " is not a finite number; the file is damaged or does not fit its 16-bit type",
+              type == DType::f16 ? "; set dtype to bfloat16 in config.json, which holds larger ones"
+                                 : "");
     WeightRows out{desc(), n(), k(), first, count};
     out.codes = reinterpret_cast<const std::byte*>(codes);
     return out;

@@ -40,7 +40,8 @@ void check_zeros(const Checkpoint& c, const std::string& name, int n, int groups
   for (const uint32_t z : zeros) {
     check(z != other, Code::model_format, tensor_place(c, name),
           ": the zeros are those of checkpoint_format \"", v2 ? "gptq" : "gptq_v2",
-          "\", but config.json says \"", v2 ? "gptq_v2" : "gptq", "\"");
+          "\", but config.json says \"", v2 ? "gptq_v2" : "gptq",
+          "\"; set checkpoint_format there to \"", v2 ? "gptq" : "gptq_v2", "\"");
     check(z == wanted, Code::unsupported, tensor_place(c, name),
           ": zero points other than 8 mean asymmetric codes, ",
           "which are not supported; quantize with sym=True");

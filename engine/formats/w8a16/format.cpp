@@ -1,4 +1,4 @@
-// int8 weights with one scale per output row, multiplied with 16-bit activations.
+// int8 weights with one scale per output row or group, multiplied with 16-bit activations.
 #include <cstring>
 
 #include "formats/cpu/tiling.h"
@@ -26,7 +26,10 @@ extern const WeightFormat w8a16{.name = Int8::kName,
 
 namespace {
 
-bool supports(const FormatDesc&, int, int k) { return k % 4 == 0 && k <= tiles::kMaxK; }
+// Groups run on the generic path.
+bool supports(const FormatDesc& d, int, int k) {
+  return d.group == 0 && k % 4 == 0 && k <= tiles::kMaxK;
+}
 
 size_t packed_bytes(const FormatDesc&, int n, int k) {
   return tiles::kHeader + tiles::count(n) * tiles::w8_tile(k);

@@ -25,14 +25,14 @@ using Token = int32_t;
 struct LevelSpec {
   enum class Kind { model, cast, activations, lookup, drafter };
   Kind kind = Kind::lookup;
-  std::string path;    // model: a checkpoint directory; drafter: its argument, if it takes one
-  std::string format;  // cast: "mxfp4" "w4a16" "int8" "w8a8"; activations: "a8"
+  std::string path{};    // model: a checkpoint directory; drafter: its argument, if it takes one
+  std::string format{};  // cast: "mxfp4" "w4a16" "int8" "w8a8"; activations: "a8"
   bool shared_cache = false;  // cast: use the cache of the level it copies (activations: always)
-  int tokens = 0;    // drafts a round asks of it; 0 = as many as pay, up to the drafter's default
-  std::string head;  // lm_head's format; "" = int8 for casts, as stored for models
+  int tokens = 0;      // drafts a round asks of it; 0 = as many as pay, up to the drafter's default
+  std::string head{};  // lm_head's format; "" = int8 for casts, as stored for models
   int ngram_max = 0, ngram_min = 0;  // lookup: longest and shortest match; 0 = default
-  std::string word;                  // drafter: which of drafters(); lookup is one of them
-  std::vector<std::pair<std::string, int>> options;  // drafter: its options that are given
+  std::string word{};                // drafter: which of drafters(); lookup is one of them
+  std::vector<std::pair<std::string, int>> options{};  // drafter: its options that are given
 };
 
 /// A drafter of this build: what proposes tokens and verifies none, so that it stands last.
@@ -61,16 +61,16 @@ std::vector<LevelSpec> fixed_draft(std::vector<LevelSpec>);
 std::string to_string(const std::vector<LevelSpec>&);
 
 struct Options {
-  std::vector<LevelSpec> draft;
+  std::vector<LevelSpec> draft{};
   int context = 0;        // tokens a sequence may hold; 0 = the model's own, at most 8192
   int max_sequences = 1;  // served side by side; further requests queue; unread streams make way
   int threads = 0;        // 0 = the machine's cores
   std::string device = "auto";  // or one that backends() names: "cpu", "cuda:1"
-  std::string isa;              // cpu: "" = best; "portable", "avx2", "avx512"
-  std::string head;             // the target's lm_head format; "" = as stored
+  std::string isa{};            // cpu: "" = best; "portable", "avx2", "avx512"
+  std::string head{};           // the target's lm_head format; "" = as stored
   int tree = 0;  // nodes, root included, that the target can check at once; 0 = what drafts need
   /// Called while loading with done and total bytes; returning false aborts with Error(cancelled).
-  std::function<bool(size_t done, size_t total)> progress;
+  std::function<bool(size_t done, size_t total)> progress{};
 };
 
 struct Sampling {
@@ -80,14 +80,14 @@ struct Sampling {
   uint64_t seed = 0;
   float repetition_penalty = 1;                       // over prompt and output
   float frequency_penalty = 0, presence_penalty = 0;  // over the output
-  std::vector<std::pair<Token, float>> logit_bias;
+  std::vector<std::pair<Token, float>> logit_bias{};
 };
 
 struct Request {
-  std::vector<Token> prompt;
-  Sampling sampling;
+  std::vector<Token> prompt{};
+  Sampling sampling{};
   int max_tokens = 256;
-  std::vector<Token> stop_token_ids;  // besides the model's own end tokens
+  std::vector<Token> stop_token_ids{};  // besides the model's own end tokens
   bool ignore_eos = false;
   int logprobs = -1;  // -1 = none; n = the choice's and the n likeliest, of the raw logits
   bool draft = true;  // false: plain decoding on the same copy of the target

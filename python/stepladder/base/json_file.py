@@ -37,9 +37,11 @@ class JsonFile:
             self._spans: dict[str, tuple[int, int]] = {}
             self.value = self._decoded(_unique(path))
 
-    def text_with(self, members: dict[str, str]) -> str:
-        """The text, in which JSON stands in the place of the values of those `members` that there are."""
-        parts, at = [], 0
+    def text_with(self, members: dict[str, str], first: str = "") -> str:
+        """The text, in which JSON stands in the place of the values of those `members` that there are.
+        `first` comes before its members."""
+        start = self._text.index("{") + 1 if first else 0
+        parts, at = [self._text[:start], first], start
         for name, (start, end) in self._spans.items():
             if name in members:
                 parts += [self._text[at:start], members[name]]

@@ -12,7 +12,6 @@ import difflib
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -29,19 +28,18 @@ from ..base.errors import (
 from ..base.progress import bar
 from ..base.signals import end_quietly_if_interrupted, ending_in_order, take_interrupts
 from ..files.hub import resolve
-from ..model.chat import Chat
 from ..model.levels import fixed
 from ..model.loading import inspect, load
 from ..model.model import Model
 from ..model.questions import load_questions
 from ..model.results import TokenLogprob
-from ..model.stream import Stream
 from ..model.verify import compare
 from .bench import run
 from .options import command_parser
+from .talk import INTERRUPTED, interruptible, show_stats, talk
 from .terminal import prepare_streams
 
-FAILED, USAGE, BAD_MODEL, NO_MEMORY, INTERRUPTED = 1, 2, 3, 4, 130
+FAILED, USAGE, BAD_MODEL, NO_MEMORY = 1, 2, 3, 4
 
 
 class _BadModelFile(Exception):
@@ -89,9 +87,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _place(args: argparse.Namespace, left: list[str]) -> None:
     """A prompt may follow the options; whatever else is left over is an error of the command."""
+    after_all = left[:1] == ["--"]
+    left = left[after_all:]
     if not left:
         return
-    if len(left) == 1 and not left[0].startswith("-") and getattr(args, "prompt", "") is None:
+    if (
+        len(left) == 1
+        and (after_all or not left[0].startswith("-"))
+        and getattr(args, "prompt", "") is None
+    ):
         args.prompt = left[0]
         return
     wrong = next((x for x in left if x.startswith("-")), left[0])
@@ -132,25 +136,6 @@ def _opening() -> Iterator[None]:
         raise _BadModelFile(str(error)) from error
 
 
-@contextlib.contextmanager
-def _interruptible(stream: Any) -> Iterator[None]:
-    """The first Ctrl-C ends the stream, the second the program."""
-    presses = 0
-
-    def press(*_: object) -> None:
-        nonlocal presses
-        presses += 1
-        if presses > 1:
-            os._exit(INTERRUPTED)
-        stream.cancel()
-
-    previous = signal.signal(signal.SIGINT, press)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 def _generate(args: argparse.Namespace) -> int:
     if args.prompt_option is not None and args.prompt is not None:
         raise InvalidArgumentError("give the prompt as PROMPT or with -p, not both")
@@ -160,14 +145,14 @@ def _generate(args: argparse.Namespace) -> int:
     if not prompt:
         raise InvalidArgumentError("prompt: it is empty")
     with _load(args, args.draft) as model:
-        if not args.raw and model.text.template is not None:
+        if not args.raw and model.text.has_template:
             system = [{"role": "system", "content": args.system}] if args.system is not None else []
             prompt = [*system, {"role": "user", "content": prompt}]
         elif args.system is not None:
             raise InvalidArgumentError("--system needs a model with a chat template, and no --raw")
         stream = model.stream(prompt, **_request(args))
         parts: list[Any] = []
-        with _interruptible(stream):
+        with interruptible(stream):
             for piece in stream:
                 parts.append(piece)
                 if not args.json:
@@ -185,7 +170,7 @@ def _generate(args: argparse.Namespace) -> int:
                 for token in piece.logprobs or []:
                     print(_logprob_line(model, token))
         if args.stats:
-            _show_stats(stream)
+            show_stats(stream)
         return INTERRUPTED if stream.finish_reason == "cancelled" else 0
 
 
@@ -199,50 +184,11 @@ def _logprob_line(model: Model, token: TokenLogprob) -> str:
     return f"{token.logprob:9.4f}  {named(token.token):<16}  {likeliest}".rstrip()
 
 
-def _show_stats(stream: Stream) -> None:
-    print(f"{stream.stats}\n{stream.finish_reason}; seed {stream.seed}", file=sys.stderr)
-
-
 def _chat(args: argparse.Namespace) -> int:
-    interactive = sys.stdin.isatty()
     with _load(args, args.draft) as model:
         # Options that no turn could have end the program before the first one.
         model.stream([0], **_request(args)).close()
-        chat = model.chat(args.system, **_request(args))
-        if interactive:
-            print(
-                "Ctrl-C stops an answer, Ctrl-D ends the conversation, /clear starts another.",
-                file=sys.stderr,
-            )
-        while True:
-            if interactive:
-                print("> ", end="", file=sys.stderr, flush=True)
-            line = sys.stdin.readline()
-            if not line:
-                return 0
-            text = line.rstrip("\n")
-            if text == "/clear":
-                chat = model.chat(args.system, **_request(args))
-                continue
-            if not text.strip():
-                continue
-            _say(chat, text, args.stats)
-
-
-def _say(chat: Chat, text: str, stats: bool) -> None:
-    try:
-        answer = chat.send(text)
-    except InvalidArgumentError as error:
-        # A turn that does not fit ends neither the program nor the conversation.
-        print(f"stepladder: {error}", file=sys.stderr)
-        return
-    with _interruptible(answer):
-        for piece in answer:
-            sys.stdout.write(piece.text)
-            sys.stdout.flush()
-    print(flush=True)
-    if stats:
-        _show_stats(answer.stream)
+        return talk(lambda: model.chat(args.system, **_request(args)), args.stats)
 
 
 def _info_dict(value: Any) -> Any:
@@ -364,7 +310,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _as_prompt(model: Model, text: str) -> Any:
-    return text if model.text.template is None else [{"role": "user", "content": text}]
+    return [{"role": "user", "content": text}] if model.text.has_template else text
 
 
 def _bench(args: argparse.Namespace) -> int:

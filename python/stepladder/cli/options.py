@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from .._core import __version__, backends
 from ..files.compressed_tensors import ALIASES, LAYOUTS
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in two lines, and not first what all its options are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n{self.prog} --help says what there is\n")
 
 
 def command_parser(
     runs: dict[str, Callable[[argparse.Namespace], int]],
 ) -> argparse.ArgumentParser:
     """The parser; `runs` has the function of each command, which becomes `run` of its arguments."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="stepladder", description="Language models through a hierarchy of draft levels."
     )
     parser.add_argument("--version", action="version", version=f"stepladder {__version__}")

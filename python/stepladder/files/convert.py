@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..base.arguments import callback, choice, flag, path, shown, suggesting
 from ..base.errors import ModelFormatError, UnsupportedError
 from ..base.progress import Report
 from .gguf_file import GgufFile, GgufTensor
+from .gguf_keys import check_keys
 from .gguf_tokenizer import Vocabulary
 from .output import SafetensorsWriter, TensorSpec, check_apart, new_directory, write_json
 
@@ -78,6 +80,7 @@ class _Plan:
         self.architecture, self.model_type, self.interleaved = _FAMILIES[self.arch]
         self.vocabulary = Vocabulary(file)
         self._numbers()
+        check_keys(file.path, self.arch, file.fields, self.head_dim)
         self.specs: list[tuple[TensorSpec, str, Callable[[np.ndarray], np.ndarray] | None]] = []
         for name in file.tensors:
             self._place(name)
@@ -210,33 +213,64 @@ class _Plan:
 
     def _rope_scaling(self) -> dict[str, Any] | None:
         prefix = f"{self.arch}.rope.scaling."
-        kind = self._field(prefix + "type", str, "none")
+        factor, stretch = self._rope_factor(), self._attention_stretch()
+        # As llama.cpp reads it: a factor without a type is linear, one of type none is left alone.
+        kind = self._field(prefix + "type", str, "linear" if factor != 1 else "none")
+        if kind not in ("none", "linear", "yarn"):
+            raise UnsupportedError(
+                f"{self.file.path}: {prefix}type is {shown(kind)}; linear and yarn are converted"
+            )
+        if kind == "none" or kind == "linear" and factor == 1:
+            kind = "none"
+        if kind != "yarn" and stretch != 1:
+            raise UnsupportedError(
+                f"{self.file.path}: {prefix}attn_factor is {stretch} without yarn"
+            )
         if "rope_freqs.weight" in self.file.tensors:
+            if kind != "none":
+                raise UnsupportedError(
+                    f"{self.file.path}: rope_freqs.weight and {prefix}type {kind} at once"
+                )
             return self._llama3_scaling(self.file.tensors["rope_freqs.weight"])
         if kind == "none":
             return None
         if kind == "linear":
-            return {"rope_type": "linear", "factor": self._real("rope.scaling.factor")}
-        if kind == "yarn":
-            scaling = {
-                "rope_type": "yarn",
-                "factor": self._real("rope.scaling.factor"),
-                "original_max_position_embeddings": self._count(
-                    "rope.scaling.original_context_length", limit=1 << 30
-                ),
-            }
-            names = {
-                "attn_factor": "attention_factor",
-                "yarn_beta_fast": "beta_fast",
-                "yarn_beta_slow": "beta_slow",
-            }
-            for stored, name in names.items():
-                if prefix + stored in self.file.fields:
-                    scaling[name] = self._real(f"rope.scaling.{stored}")
-            return scaling
-        raise UnsupportedError(
-            f"{self.file.path}: {prefix}type is {shown(kind)}; linear and yarn are converted"
-        )
+            return {"rope_type": "linear", "factor": factor}
+        scaling = {
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": self._count(
+                "rope.scaling.original_context_length", limit=1 << 30
+            ),
+        }
+        if stretch != 1:
+            # There a factor on yarn's own stretch of cosines and sines, in Hugging Face the whole.
+            scaling["attention_factor"] = stretch * (1 + 0.1 * math.log(max(factor, 1)))
+        for stored, name in {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}.items():
+            if prefix + stored in self.file.fields:
+                scaling[name] = self._real(f"rope.scaling.{stored}")
+        return scaling
+
+    def _rope_factor(self) -> float:
+        """How far positions are stretched, under its name of today or the older one; 0 and 1: not."""
+        found = {
+            self._real(key)
+            for key in ("rope.scaling.factor", "rope.scale_linear")
+            if self.file.fields.get(f"{self.arch}.{key}")
+        } or {1.0}
+        if len(found) > 1:
+            raise self._bad(
+                f"{self.arch}.rope.scaling.factor and {self.arch}.rope.scale_linear differ"
+            )
+        return found.pop()
+
+    def _attention_stretch(self) -> float:
+        """What cosines and sines are multiplied with beside what yarn does."""
+        out = 1.0
+        for key in ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"):
+            if f"{self.arch}.{key}" in self.file.fields:
+                out *= self._real(key)
+        return out
 
     def _llama3_scaling(self, tensor: GgufTensor) -> dict[str, Any]:
         """Finds the llama3 parameters whose factors are the stored ones, to the last bit that counts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,33 +38,76 @@ def _byte_level(use_regex: bool) -> dict[str, Any]:
     }
 
 
-def _split(pattern: str) -> list[dict[str, Any]]:
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": pattern},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-    return [split, _byte_level(False)]
+# Letters that have a case, as DeepSeek's tokenizers list them.
+_CASED = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅ"
+    "ὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳ"
+    "Ꙁ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
+_CJK = "[一-龥ࠀ-一가-\ud7ff]+"
+_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 
 
-_DIGITS = [{"type": "Digits", "individual_digits": True}, _byte_level(True)]
-_GPT2 = [_byte_level(True)]
-# `tokenizer.ggml.pre` -> how text is cut before merging, normalizer, whether whole words skip merges.
-_PRE: dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None, bool]] = {
-    "gpt-2": (_GPT2, None, False),
-    "phi-2": (_GPT2, None, False),
-    "olmo": (_GPT2, None, False),
-    "smollm": (_DIGITS, None, False),
-    "starcoder": (_DIGITS, None, False),
-    "refact": (_DIGITS, None, False),
-    "llama-bpe": (_split(_LLAMA3), None, True),
-    "llama3": (_split(_LLAMA3), None, True),
-    "llama-v3": (_split(_LLAMA3), None, True),
-    "qwen2": (_split(_QWEN2), {"type": "NFC"}, False),
-    "deepseek-r1-qwen": (_split(_QWEN2), {"type": "NFC"}, False),
-    "tekken": (_split(_TEKKEN), None, True),
+def _split(*patterns: str) -> list[dict[str, Any]]:
+    """Text cut at the matches of one pattern after the other."""
+    cuts = [
+        {"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": False}
+        for p in patterns
+    ]
+    return [*cuts, _byte_level(False)]
+
+
+class _Pre(NamedTuple):
+    """How text is cut before merging, its normalizer, and, where words of the vocabulary skip the merges,
+    that the model also wants a bos token unless it says otherwise."""
+
+    cut: list[dict[str, Any]]
+    normalizer: dict[str, Any] | None = None
+    whole_words: bool = False
+
+
+_GPT2 = _Pre([_byte_level(True)])
+_DIGITS = _Pre([{"type": "Digits", "individual_digits": True}, _byte_level(True)])
+_LLAMA = _Pre(_split(_LLAMA3), whole_words=True)
+_QWEN = _Pre(_split(_QWEN2), {"type": "NFC"})
+_DEFAULT = _split(r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", "[0-9][0-9][0-9]")
+_DEEPSEEK_LLM = _split(
+    "[\r\n]",
+    rf"\s?[{_CASED}]+",
+    r"\s?[!-/:-~！-／：-～‘-‟" + "\u3000-。]+",
+    r"\s+$",
+    _CJK,
+    r"\p{N}+",
+)
+_DEEPSEEK_CODER = _split("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")
+# By `tokenizer.ggml.pre`; a file that does not say is cut as llama.cpp cuts it then.
+_PRE = {
+    "default": _Pre(_DEFAULT),
+    "gpt-2": _GPT2,
+    "phi-2": _GPT2,
+    "olmo": _GPT2,
+    "smollm": _DIGITS,
+    "starcoder": _DIGITS,
+    "refact": _DIGITS,
+    "command-r": _DIGITS,
+    "llama-bpe": _LLAMA,
+    "llama3": _LLAMA,
+    "llama-v3": _LLAMA,
+    "falcon3": _LLAMA,
+    "pixtral": _LLAMA,
+    "smaug-bpe": _Pre(_split(_LLAMA3)),
+    "dbrx": _Pre(_split(_LLAMA3)),
+    "qwen2": _QWEN,
+    "deepseek-r1-qwen": _QWEN,
+    "tekken": _Pre(_split(_TEKKEN), whole_words=True),
+    "deepseek-llm": _Pre(_DEEPSEEK_LLM),
+    "deepseek-coder": _Pre(_DEEPSEEK_CODER),
 }
+# Control tokens that end a turn or a text wherever they stand, under any id.
+_ENDS = frozenset(
+    "</s> <|endoftext|> <|end_of_text|> <|im_end|> <|eot_id|> <|eom_id|> <|end|> <|end_of_turn|> <end_of_turn> "
+    "<|EOT|> <EOT> <｜end▁of▁sentence｜>".split()
+)
 
 
 class Vocabulary:
@@ -95,11 +138,30 @@ class Vocabulary:
         self.unknown = self.id("unknown_token_id")
         self.pad = self.id("padding_token_id")
         self.end_of_turn = self.id("eot_token_id")
+        self.end_of_message = self.id("eom_token_id")
         self.add_bos = self._get("add_bos_token", bool)
         self.add_eos = bool(self._get("add_eos_token", bool))
         self.add_space_prefix = self._get("add_space_prefix", bool)
-        template = self._fields.get("tokenizer.chat_template")
-        self.chat_template = template if isinstance(template, str) else None
+        self.chat_template = self._templates()
+
+    def _templates(self) -> str | list[dict[str, str]] | None:
+        """The chat template; a list where there are some under names of their own."""
+        key = "tokenizer.chat_template"
+        default = self._fields.get(key)
+        named = {
+            name.removeprefix(f"{key}."): value
+            for name, value in self._fields.items()
+            if name.startswith(f"{key}.")
+        }
+        for name, value in {"default": default, **named}.items():
+            if value is not None and not isinstance(value, str):
+                raise ModelFormatError(
+                    f"{self.path}: the chat template {shown(name)} is not a text"
+                )
+        if not named:
+            return default
+        every = named if default is None else {"default": default, **named}
+        return [{"name": name, "template": value} for name, value in every.items()]
 
     def bad(self, what: str) -> ModelFormatError:
         return ModelFormatError(f"{self.path}: tokenizer.ggml.{what}")
@@ -121,15 +183,17 @@ class Vocabulary:
         return value
 
     def end_tokens(self) -> list[int]:
-        """eos and end-of-turn, each once."""
-        return sorted({t for t in (self.eos, self.end_of_turn) if t is not None})
+        """Those that the file names as ends, and control tokens that are ends by their text."""
+        named = {self.eos, self.end_of_turn, self.end_of_message} - {None}
+        known = {i for i, t in enumerate(self.tokens) if t in _ENDS and self.types[i] == CONTROL}
+        return sorted(named | known)
 
     def write(self, directory: Path) -> None:
         """Writes the tokenizer's files into `directory`."""
         if self.model == "gpt2":
             write_json(directory / "tokenizer.json", self._bpe())
             kind = "PreTrainedTokenizerFast"
-            default_bos = False
+            default_bos = self._pre().whole_words
         elif self.model == "llama":
             (directory / "tokenizer.model").write_bytes(self._sentencepiece())
             kind = "LlamaTokenizer"
@@ -147,7 +211,14 @@ class Vocabulary:
         )
         named = {
             t
-            for t in (self.bos, self.eos, self.unknown, self.pad, self.end_of_turn)
+            for t in (
+                self.bos,
+                self.eos,
+                self.unknown,
+                self.pad,
+                self.end_of_turn,
+                self.end_of_message,
+            )
             if t is not None
         }
         return [
@@ -185,13 +256,16 @@ class Vocabulary:
             config["chat_template"] = self.chat_template
         return config
 
-    def _bpe(self) -> dict[str, Any]:
+    def _pre(self) -> _Pre:
         pre = self._get("pre", str) or "default"
         if pre not in _PRE:
             raise UnsupportedError(
                 f"{self.path}: tokenizer.ggml.pre is {shown(pre)}; known: {', '.join(sorted(_PRE))}"
             )
-        cut, normalizer, whole_words = _PRE[pre]
+        return _PRE[pre]
+
+    def _bpe(self) -> dict[str, Any]:
+        cut, normalizer, whole_words = self._pre()
         merges = self._get("merges", list, required=True)
         vocabulary = {t: i for i, t in enumerate(self.tokens)}
         pairs = []
@@ -237,11 +311,7 @@ class Vocabulary:
         }
 
     def _post_processor(self) -> dict[str, Any]:
-        add_bos = (
-            self.add_bos
-            if self.add_bos is not None
-            else self._get("pre", str) in ("llama-bpe", "tekken")
-        )
+        add_bos = self._pre().whole_words if self.add_bos is None else self.add_bos
         if not add_bos or self.bos is None:
             return _byte_level(True) | {"trim_offsets": False}
         bos = self.tokens[self.bos]

@@ -20,7 +20,15 @@ from ..base.signals import ending_in_order
 log = logging.getLogger("stepladder")
 
 SHARD_BYTES = 5 << 30
-BITS = {"F32": 32, "BF16": 16, "F16": 16, "I64": 64, "I32": 32, "I8": 8, "U8": 8}
+BITS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+        "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8}  # fmt: skip
+# What a model directory consists of; anything else in one is somebody's own.
+_MODEL_FILE = re.compile(
+    r"config\.json|generation_config\.json|quantize_config\.json|.*\.(safetensors|safetensors\.index\.json)"
+    r"|(tokenizer|special_tokens|added_tokens|chat_template|vocab|merges|additional_chat_templates).*"
+    r"|(license|notice|use_policy|readme).*|\.gitattributes",
+    re.IGNORECASE,
+)
 
 
 @contextmanager
@@ -40,6 +48,11 @@ def new_directory(path: str | os.PathLike[str], force: bool = False) -> Iterator
             raise FileError(
                 f"{target}: --force replaces model directories only; no config.json here"
             )
+        for other in sorted(target.iterdir()):
+            if not _MODEL_FILE.fullmatch(other.name):
+                raise FileError(
+                    f"{target}: {other.name} there belongs to no model, and --force would delete it; move it away"
+                )
     # Named before they are made, so that no signal can come between the two.
     mark = secrets.token_hex(4)
     work = target.with_name(f".{target.name}.partial-{mark}")

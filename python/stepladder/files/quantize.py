@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _core
-from ..base.arguments import callback, choice, flag, path, regular_file, suggesting, whole
-from ..base.errors import FileError, InvalidArgumentError, UnsupportedError
+from ..base.arguments import callback, choice, flag, path, regular_file, shown, suggesting, whole
+from ..base.errors import Error, FileError, InvalidArgumentError, OutOfMemoryError, UnsupportedError
 from ..base.json_file import read_json
 from ..base.progress import Report
+from ..text.tokenizer import Text
 from .compressed_tensors import ALIASES, LAYOUTS
 from .hub import resolve
-from .output import SafetensorsWriter, TensorSpec, check_apart, new_directory, write_json
+from .output import BITS, SafetensorsWriter, TensorSpec, check_apart, new_directory, write_json
 
 _LINEAR = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj")
 _COPIED = re.compile(
@@ -55,9 +56,30 @@ def quantize(
     directory = resolve(source)
     check_apart(directory, target)
     _core.inspect(str(directory))  # checks every header before anything is written
+    _check_text(directory)
     with _Job(directory, format, group, head) as job, new_directory(target, force) as work:
         job.write(work, progress or (lambda done, total: True))
+        _check(work, directory)
     return Path(target)
+
+
+def _check_text(directory: Path) -> None:
+    """Refuses a tokenizer that load() would refuse."""
+    if any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        Text(directory)
+
+
+def _check(work: Path, directory: Path) -> None:
+    """Loads what was written, so that a model which load() would refuse does not stay. Errors speak of
+    `directory`, which it was made of; memory that does not suffice is no error of the model's."""
+    options = _core.Options()
+    options.context, options.device = 1, "cpu"
+    try:
+        _core.Engine.load(str(work), options, lambda done, total: True)
+    except OutOfMemoryError:
+        pass
+    except Error as error:
+        raise type(error)(str(error).replace(str(work), str(directory))) from None
 
 
 def _checked_group(group: int, format: str, head: str | None) -> int:
@@ -97,9 +119,7 @@ class _Job:
         self._tensors: dict[str, _Stored] = {}
         try:
             self._open()
-            if self._config.get("tie_word_embeddings") is True:
-                # The embedding is the head: what else is stored is not read.
-                self._tensors.pop("lm_head.weight", None)
+            self._untied = self._settle_tie()
             self._plan = [(name, self._format_of(name)) for name in self._tensors]
             self._head_from_embedding = bool(head) and "lm_head.weight" not in self._tensors
             if not any(f for _, f in self._plan):
@@ -107,7 +127,7 @@ class _Job:
             # A group that does not divide a width is refused before the output exists.
             for name, found in self._plan:
                 if found:
-                    self._cast(name, found, next(self._rows(self._tensors[name], 1)))
+                    self._cast(name, found, next(self._rows(name, 1)))
         except BaseException:
             self.__exit__()
             raise
@@ -138,10 +158,32 @@ class _Job:
                 raise FileError(f"{path}: cannot read: {error.strerror}") from error
             for tensor, info in header.items():
                 if tensor != "__metadata__":
+                    if info["dtype"] not in BITS:
+                        raise UnsupportedError(
+                            f"{path}: tensor {tensor}: dtype {shown(info['dtype'])} is not known"
+                        )
                     begin, end = info["data_offsets"]
                     self._tensors[tensor] = _Stored(
                         file, info["dtype"], info["shape"], 8 + size + begin, end - begin
                     )
+
+    def _settle_tie(self) -> bool:
+        """Of a tied model keeps one table, or both where they differ: whether they do."""
+        embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+        if self._config.get("tie_word_embeddings") is not True or head not in self._tensors:
+            return False
+        if embedding in self._tensors and not self._equal(embedding, head):
+            return True
+        self._tensors.setdefault(embedding, self._tensors.pop(head))
+        return False
+
+    def _equal(self, a: str, b: str) -> bool:
+        first, second = self._tensors[a], self._tensors[b]
+        return (first.dtype, first.shape) == (second.dtype, second.shape) and all(
+            self._read(first, at, min(_CHUNK, first.bytes - at))
+            == self._read(second, at, min(_CHUNK, first.bytes - at))
+            for at in range(0, first.bytes, _CHUNK)
+        )
 
     def _format_of(self, name: str) -> str | None:
         stem, _, kind = name.rpartition(".")
@@ -158,12 +200,13 @@ class _Job:
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"{self._directory}: tensor {name}: {error}") from None
 
-    def _rows(self, tensor: _Stored, limit: int | None = None) -> Iterator[np.ndarray]:
+    def _rows(self, name: str, limit: int | None = None) -> Iterator[np.ndarray]:
         """f32 rows of a 16- or 32-bit matrix, a bounded chunk at a time."""
+        tensor = self._tensors[name]
         kinds = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}
         if tensor.dtype not in kinds:
             raise UnsupportedError(
-                f"{tensor.file.name}: a weight of dtype {tensor.dtype}; 16- and 32-bit ones are cast"
+                f"{tensor.file.name}: tensor {name} has dtype {tensor.dtype}; 16- and 32-bit ones are cast"
             )
         rows, cols = tensor.shape
         step = min(limit or rows, max(1, _CHUNK // max(1, cols * 4)))
@@ -199,9 +242,7 @@ class _Job:
             *([("model.embed_tokens.weight", self._head)] if self._head_from_embedding else []),
         ]:
             if format and format not in self._groups:
-                self._groups[format] = self._cast(
-                    name, format, next(self._rows(self._tensors[name], 1))
-                )[2]
+                self._groups[format] = self._cast(name, format, next(self._rows(name, 1)))[2]
         specs: list[TensorSpec] = []
         jobs: list[tuple[str, str, str | None]] = []
         for name, format in self._plan:
@@ -246,7 +287,7 @@ class _Job:
             return
         layout = LAYOUTS[format]
         scales = []
-        for rows in self._rows(tensor):
+        for rows in self._rows(name):
             codes, scale, _ = self._cast(name, format, rows)
             writer.write(f"{stem}.{layout.codes.tensor}", layout.codes.pack(codes).tobytes())
             scales.append(layout.pack_scales(scale))
@@ -263,7 +304,7 @@ class _Job:
             groups["group_1"] = self._config_of(self._head, ["lm_head"])
             if LAYOUTS[self._head].codes.layout != format:
                 format = "mixed-precision"
-        if self._head_from_embedding:
+        if self._head_from_embedding or self._untied:
             config["tie_word_embeddings"] = False
         config["quantization_config"] = {
             "quant_method": "compressed-tensors",

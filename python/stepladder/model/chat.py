@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..base.arguments import string
+from ..base.errors import InvalidArgumentError
 from ..text.prompts import Message, Messages, checked_messages
 from .options import check_names
 from .results import Piece, Result, Stats
+from .signatures import RequestOptions
 from .stream import Stream, Streams
 from .waiting import TaskPieces
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Chat:
@@ -24,7 +29,7 @@ class Chat:
         )
         self._last: ChatStream | None = None
 
-    def send(self, text: str, **options: Any) -> "ChatStream":
+    def send(self, text: str, **options: Unpack[RequestOptions]) -> "ChatStream":
         """Says `text`; the answer joins the conversation when its stream ends.
 
         An answer before it that was not read to its end is waited for, so that each turn has one;
@@ -40,6 +45,21 @@ class Chat:
         self._last = ChatStream(stream, self)
         return self._last
 
+    def resume(self, **options: Unpack[RequestOptions]) -> "ChatStream":
+        """Goes on with the last answer, such as one that max_tokens cut; what comes joins it."""
+        check_names("resume()", options)
+        if self._last is not None:
+            self._last.finish()
+        if not self.messages or self.messages[-1].get("role") != "assistant":
+            raise InvalidArgumentError("resume: the conversation does not end with an answer")
+        every = {**self._options, **options, "continue_final_message": True}
+        stream = self._model.stream(checked_messages(self.messages), **every)
+        self._last = ChatStream(stream, self, self.messages[-1])
+        return self._last
+
+    def __repr__(self) -> str:
+        return f"<stepladder.Chat of {len(self.messages)} messages>"
+
     def __enter__(self) -> "Chat":
         return self
 
@@ -50,8 +70,8 @@ class Chat:
 class ChatStream:
     """The stream of one answer of a conversation."""
 
-    def __init__(self, stream: Stream, chat: Chat):
-        self.stream, self._chat = stream, chat
+    def __init__(self, stream: Stream, chat: Chat, begun: Message | None = None):
+        self.stream, self._chat, self._begun = stream, chat, begun
         self._parts: list[str] = []
         self._ahead: deque[Piece] = deque()  # read by finish(), and not yet by the caller
         self._kept = False
@@ -69,7 +89,7 @@ class ChatStream:
             raise
         return self._took(piece)
 
-    def __aiter__(self) -> TaskPieces:
+    def __aiter__(self) -> TaskPieces[Piece]:
         return TaskPieces(self)
 
     async def __anext__(self) -> Piece:
@@ -113,10 +133,19 @@ class ChatStream:
     def seed(self) -> int:
         return self.stream.seed
 
+    def __repr__(self) -> str:
+        return f"<stepladder.ChatStream {'done' if self.done else 'running'}: {''.join(self._parts)[:60]!r}>"
+
     def __enter__(self) -> "ChatStream":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> "ChatStream":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         self.close()
 
     def _took(self, piece: Piece) -> Piece:
@@ -128,10 +157,12 @@ class ChatStream:
     def _keep(self) -> None:
         if not self._kept:
             self._kept = True
-            self._chat.messages = [
-                *self._chat.messages,
-                {"role": "assistant", "content": "".join(self._parts)},
-            ]
+            said, messages = "".join(self._parts), list(self._chat.messages)
+            if self._begun is not None and messages and messages[-1] is self._begun:
+                messages[-1] = {**self._begun, "content": str(self._begun["content"]) + said}
+            else:
+                messages.append({"role": "assistant", "content": said})
+            self._chat.messages = messages
 
     def cancel(self) -> None:
         """Ends the answer within one round; what there is of it joins the conversation."""

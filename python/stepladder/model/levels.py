@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import _core
-from ..base.arguments import INT_MAX, shown, whole, word
+from ..base.arguments import INT_MAX, choice, shown, whole, word
 from ..base.arguments import path as path_text
 from ..base.errors import FileError, InvalidArgumentError
 from ..files.hub import resolve
@@ -28,6 +28,9 @@ class Cast:
     tokens: int | None = None
     head: str | None = None
 
+    def __post_init__(self) -> None:
+        _specs_of(self)
+
 
 @dataclass(frozen=True)
 class Switch:
@@ -35,6 +38,9 @@ class Switch:
 
     act: str = "a8"
     tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        _specs_of(self)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,9 @@ class Lookup:
     tokens: int | None = None
     longest: int | None = None
     shortest: int | None = None
+
+    def __post_init__(self) -> None:
+        _specs_of(self)
 
 
 @dataclass(frozen=True)
@@ -117,11 +126,11 @@ def _specs_of(level: Any) -> list[_core.LevelSpec]:
     if isinstance(level, Cast):
         if not isinstance(level.cache, str) or level.cache not in ("own", "shared"):
             raise InvalidArgumentError(f"Cast: cache={shown(level.cache)}; it is 'own' or 'shared'")
-        spec.kind, spec.format = _core.LevelKind.cast, _text("Cast: format", level.format)
+        spec.kind, spec.format = _core.LevelKind.cast, _format("Cast: format", level.format)
         spec.shared_cache, spec.head = level.cache == "shared", _head("Cast", level.head)
     elif isinstance(level, Switch):
         spec.kind = _core.LevelKind.activations
-        spec.format = _text("Switch: act", level.act)
+        spec.format = choice("draft: Switch: act", _text("Switch: act", level.act), ("a8",))
     elif isinstance(level, Drafter):
         spec.kind, spec.word = _core.LevelKind.drafter, _text("Drafter: word", level.word)
         if level.argument is not None:
@@ -137,6 +146,10 @@ def _specs_of(level: Any) -> list[_core.LevelSpec]:
         spec.kind = _core.LevelKind.lookup
         spec.ngram_max = _count("longest", level.longest)
         spec.ngram_min = _count("shortest", level.shortest)
+        if 0 < spec.ngram_max < spec.ngram_min:
+            raise InvalidArgumentError(
+                f"draft: Lookup: shortest={spec.ngram_min} is above longest={spec.ngram_max}"
+            )
     return [spec]
 
 
@@ -180,8 +193,17 @@ def _text(name: str, value: Any) -> str:
     return word(f"draft: {name}", value)
 
 
+def _format(name: str, value: Any) -> str:
+    known = [f for f in _core.formats() if f.castable]
+    return choice(
+        f"draft: {name}",
+        _text(name, value),
+        [*(f.name for f in known), *(f.alias for f in known if f.alias)],
+    )
+
+
 def _head(name: str, value: Any) -> str:
-    return "" if value is None else _text(f"{name}: head", value)
+    return "" if value is None else _format(f"{name}: head", value)
 
 
 def _count(name: str, value: int | None) -> int:

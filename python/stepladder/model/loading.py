@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -68,18 +69,26 @@ def load(
 def _open(
     directory: Path, options: _core.Options, progress: Report
 ) -> tuple[_core.Engine, Text | None]:
-    """The engine, and the text beside it. Where both fail, it is the text's error that is raised."""
-    with Beside(lambda: _open_text(directory)) as text:
+    """The engine, and beside its weights the text, which takes long to read and nothing that the engine
+    refuses needs. Where both fail, it is the text's error that is raised."""
+    with contextlib.ExitStack() as held:
+        text: Beside[Text | None] | None = None
+
+        def start() -> Beside[Text | None]:
+            return held.enter_context(Beside(lambda: _open_text(directory)))
 
         def report(done: int, total: int) -> object:
+            nonlocal text
+            text = text or start()  # what config.json says is known to be sound by now
             return False if text.failed else progress(done, total)
 
         engine = None
         try:
             engine = _core.Engine.load(str(directory), options, report)
         except Exception:
-            if text.wait():
+            if text is None or text.wait():
                 raise
+        text = text or start()
         if not text.wait():
             engine = None  # the error will hold this frame, and must not hold the weights
         return engine, text.result()

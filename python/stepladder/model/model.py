@@ -6,7 +6,7 @@ import atexit
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from .. import _core
 from ..base.arguments import flag, token_ids
@@ -18,9 +18,13 @@ from .chat import Chat
 from .options import build_request, check_names, model_sampling, template_variables
 from .questions import BUILT_IN
 from .results import Result
+from .signatures import ManyPrompts, OnePrompt, RequestOptions, VerifyOptions
 from .stream import Stream
 from .verify import Report, compare
 from .waiting import arrived
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _live: "weakref.WeakSet[Model]" = weakref.WeakSet()
 
@@ -67,6 +71,12 @@ class Model:
         """Text of tokens; special ones are left out unless `special`."""
         return self.text.decode(tokens, special)
 
+    @overload
+    def stream(self, prompt: OnePrompt, **options: Unpack[RequestOptions]) -> Stream: ...
+
+    @overload
+    def stream(self, prompt: ManyPrompts, **options: Unpack[RequestOptions]) -> list[Stream]: ...
+
     def stream(self, prompt: Any, **options: Any) -> Any:
         """Starts to generate: a Stream, or a list of them for a list of prompts.
 
@@ -74,7 +84,9 @@ class Model:
         max_tokens, temperature (0 = greedy), top_p, top_k, min_p, seed, repetition_penalty,
         frequency_penalty, presence_penalty, logit_bias, logprobs, stop, stop_token_ids, ignore_eos;
         draft=False for plain decoding; generation_config=True for the model's own sampling
-        settings; tools and chat_template_kwargs for the chat template.
+        settings; tools and chat_template_kwargs for the chat template; continue_final_message=True to go
+        on with the last message instead of beginning an answer; bos: whether a bos token comes first
+        (None: before text as the model's files say, before messages as the template does).
         """
         check_names("stream()", options)
         prompts, many = split_prompts(prompt)
@@ -87,6 +99,12 @@ class Model:
                 stream.close()
             raise
         return streams if many else streams[0]
+
+    @overload
+    def generate(self, prompt: OnePrompt, **options: Unpack[RequestOptions]) -> Result: ...
+
+    @overload
+    def generate(self, prompt: ManyPrompts, **options: Unpack[RequestOptions]) -> list[Result]: ...
 
     def generate(self, prompt: Any, **options: Any) -> Any:
         """Like stream(), but waits: a Result, or a list of them for a list of prompts, which run
@@ -138,6 +156,8 @@ class Model:
         generation_config: bool = False,
         tools: list[Any] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        continue_final_message: bool = False,
+        bos: bool | None = None,
         **options: Any,
     ) -> Stream:
         engine = self._engine  # close() may come at any time
@@ -148,7 +168,10 @@ class Model:
             raise InvalidArgumentError("stop: the model has no tokenizer; use stop_token_ids")
         own = flag("generation_config", generation_config)
         variables = template_variables(tools, chat_template_kwargs)
-        tokens = self._prompt_tokens(prompt, variables)
+        goes_on = flag("continue_final_message", continue_final_message)
+        if bos is not None:
+            flag("bos", bos)
+        tokens = self._prompt_tokens(prompt, variables, goes_on, bos)
         defaults = model_sampling(self.directory) if own else None
         request = build_request(tokens, self.info.vocab, defaults=defaults, **options)
         if not request.ignore_eos:
@@ -161,31 +184,44 @@ class Model:
         self._streams.add(stream)
         return stream
 
-    def _prompt_tokens(self, prompt: Prompt, variables: dict[str, Any]) -> list[int]:
+    def _prompt_tokens(
+        self, prompt: Prompt, variables: dict[str, Any], goes_on: bool, bos: bool | None
+    ) -> list[int]:
         context = Context(self.info.context, self.info.model_context)
+        if goes_on and not (len(prompt) and isinstance(prompt[0], dict)):
+            raise InvalidArgumentError("continue_final_message: the prompt is no list of messages")
         if isinstance(prompt, str):
             self.text.check_length(prompt, context, "prompt")
-            tokens = self.text.encode(prompt)
+            tokens = self.text.encode(prompt, bos=bos)
         elif len(prompt) and isinstance(prompt[0], dict):
-            tokens = self.text.encode_chat(prompt, context=context, **variables)
+            tokens = self.text.encode_chat(
+                prompt, context=context, continue_final_message=goes_on, bos=bos, **variables
+            )
         else:
             if len(prompt) > context.tokens:
                 raise context.refusal("prompt", f"{len(prompt)} tokens")
+            if bos is not None:
+                raise InvalidArgumentError("bos: the prompt is token ids already; put one there")
             tokens = token_ids("prompt", prompt, self.info.vocab)
         if not tokens:
             raise InvalidArgumentError("prompt: it is empty")
         return tokens
 
-    def chat(self, system: str | None = None, **options: Any) -> Chat:
-        """A conversation that remembers its turns; options are defaults for every turn."""
-        return Chat(self, system, options)
+    def chat(self, system: str | None = None, **options: Unpack[RequestOptions]) -> Chat:
+        """A conversation that remembers its turns; options, those of stream(), are defaults for every
+        turn."""
+        return Chat(self, system, dict(options))
 
-    def verify(self, prompts: Prompt | list[Prompt] | None = None, **options: Any) -> Report:
+    def verify(
+        self,
+        prompts: OnePrompt | ManyPrompts | None = None,
+        **options: Unpack[VerifyOptions],
+    ) -> Report:
         """Runs a prompt, or a list of them, with the levels on and off and compares tokens and logits
         bit for bit."""
         if prompts is None:
             prompts = [question.messages() for question in BUILT_IN]
-        return compare(self, prompts, **options)
+        return compare(self, prompts, **options)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Ends all streams and gives the memory back once the last of them is gone."""

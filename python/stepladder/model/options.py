@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import math
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from .. import _core
-from ..base.arguments import flag, known_names, real, shown, token_ids, whole
+from ..base.arguments import INT_MAX, flag, known_names, real, shown, token_ids, whole
 from ..base.errors import InvalidArgumentError, ModelFormatError, UnsupportedError
 from ..base.json_file import read_json
 
+_BAN = -1e9  # what minus infinity is in a logit_bias: no choice falls on the token
 MAX_LOGPROBS = 20  # the engine's own limit
 # What a generation_config.json may ask for that no option here can do, with the value that is "off".
 _OTHER_SAMPLING = {
@@ -49,7 +51,7 @@ def build_request(
     prompt: list[int],
     vocab: int,
     *,
-    max_tokens: int = 256,
+    max_tokens: int | None = 256,
     temperature: float | None = None,
     top_p: float | None = None,
     top_k: int | None = None,
@@ -82,7 +84,8 @@ def build_request(
         sampling.logit_bias = _bias(logit_bias, vocab)
     request = _core.Request()
     request.prompt, request.sampling = prompt, sampling
-    request.max_tokens = whole("max_tokens", max_tokens, 1)
+    # None: as many as the context holds.
+    request.max_tokens = INT_MAX if max_tokens is None else whole("max_tokens", max_tokens, 1)
     request.logprobs = -1 if logprobs is None else _logprobs(logprobs)
     request.stop_token_ids = (
         [] if stop_token_ids is None else token_ids("stop_token_ids", stop_token_ids, vocab)
@@ -99,7 +102,9 @@ def build_request(
 _REQUEST = {
     n for n, p in inspect.signature(build_request).parameters.items() if p.kind is p.KEYWORD_ONLY
 } - {"defaults"}  # fmt: skip
-OPTIONS = _REQUEST | {"stop", "generation_config", "tools", "chat_template_kwargs"}
+OPTIONS = _REQUEST | {
+    "stop", "generation_config", "tools", "chat_template_kwargs", "continue_final_message", "bos",
+}  # fmt: skip
 
 
 def check_names(where: str, options: Iterable[str], more: Iterable[str] = ()) -> None:
@@ -135,7 +140,8 @@ def _bias(bias: Any, vocab: int) -> list[tuple[int, float]]:
             raise InvalidArgumentError(
                 f"logit_bias: {shown(key)} is no token id; ids are whole numbers from 0 to {vocab - 1}"
             ) from None
-        pairs.append((token, real(f"logit_bias[{token}]", value)))
+        banned = isinstance(value, float) and value == -math.inf
+        pairs.append((token, _BAN if banned else real(f"logit_bias[{token}]", value)))
     return pairs
 
 
@@ -153,6 +159,10 @@ def template_variables(tools: Any, variables: Any) -> dict[str, Any]:
             f"chat_template_kwargs: {shown(variables)} is not a dict from name to value"
         )
     for name in variables:
+        if name in OPTIONS:
+            raise InvalidArgumentError(
+                f"chat_template_kwargs: {name} is an option of the request; give it there"
+            )
         if (
             not isinstance(name, str)
             or not name.isidentifier()

@@ -26,8 +26,8 @@ class Piece:
 
     text: str
     tokens: list[int]
-    logits: list[float]
-    logprobs: list[TokenLogprob] | None = None
+    logits: list[float] = field(repr=False)  # of each token, raw
+    logprobs: list[TokenLogprob] | None = field(default=None, repr=False)
     finish_reason: str | None = None
 
     def __str__(self) -> str:
@@ -105,9 +105,9 @@ class Result:
     """A whole answer."""
 
     text: str
-    tokens: list[int]
-    logits: list[float]
-    logprobs: list[TokenLogprob] | None
+    tokens: list[int] = field(repr=False)
+    logits: list[float] = field(repr=False)  # of each token, raw
+    logprobs: list[TokenLogprob] | None = field(repr=False)
     finish_reason: str
     stats: Stats
     seed: int

@@ -14,7 +14,8 @@ from .waiting import LONGEST_WAIT, TaskPieces, arrival
 
 
 class Stream:
-    """Iterate with `for` or `async for`; leaving early, close() and cancel() end the work.
+    """Iterate with `for` or `async for`; close(), cancel() and the end of a `with` or `async with` end
+    the work.
 
     cancel() may be called from any thread. The model stays loaded while one of its streams lives.
     Cancelling a task inside its `async for` cancels the stream. A single `anext(stream)` that is
@@ -42,7 +43,7 @@ class Stream:
                 return piece
         raise StopIteration
 
-    def __aiter__(self) -> TaskPieces:
+    def __aiter__(self) -> TaskPieces[Piece]:
         return TaskPieces(self)
 
     async def __anext__(self) -> Piece:
@@ -145,10 +146,20 @@ class Stream:
             self._done = True
             self.finish_reason = self.finish_reason or "cancelled"
 
+    def __repr__(self) -> str:
+        text = "".join(piece.text for piece in self._given)
+        return f"<stepladder.Stream {self.finish_reason or 'running'}: {text[:60]!r}>"
+
     def __enter__(self) -> "Stream":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> "Stream":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         self.close()
 
     @property

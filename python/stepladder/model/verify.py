@@ -123,6 +123,10 @@ def compare(
                 found.append(difference)
         if progress:
             progress(first + len(batch), len(prompts))
+    if not tokens:
+        raise InvalidArgumentError(
+            "verify: nothing was compared, for no answer has a token; give other prompts, or ignore_eos=True"
+        )
     return Report(
         len(prompts), tokens, len(found), found[0] if found else None, str(plain_hash), str(hash), drafted, accepted
     )  # fmt: skip

@@ -8,7 +8,7 @@ import select
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from .. import _core
 
@@ -75,24 +75,28 @@ async def arrival(stream: _core.Stream) -> None:
     await waits.arrival(stream)
 
 
-class _Source(Protocol):
+_Piece = TypeVar("_Piece")
+_Given = TypeVar("_Given", covariant=True)
+
+
+class _Source(Protocol[_Given]):
     def cancel(self) -> None: ...
 
-    async def __anext__(self) -> Any: ...
+    async def __anext__(self) -> _Given: ...
 
 
-class TaskPieces:
+class TaskPieces(Generic[_Piece]):
     """The iterator of an `async for`: when the task that runs it is cancelled, the stream is too, at
     once, wherever in the loop the task was."""
 
-    def __init__(self, stream: _Source):
+    def __init__(self, stream: _Source[_Piece]):
         self._stream = stream
         self._task: asyncio.Task[Any] | None = None
 
-    def __aiter__(self) -> "TaskPieces":
+    def __aiter__(self) -> "TaskPieces[_Piece]":
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> _Piece:
         import asyncio
 
         if self._task is None:
@@ -108,7 +112,7 @@ class TaskPieces:
             raise
 
 
-def _canceller(stream: _Source) -> Callable[[asyncio.Task[Any]], None]:
+def _canceller(stream: _Source[Any]) -> Callable[[asyncio.Task[Any]], None]:
     """For the end of a task: cancels what it was reading if it was cancelled. The stream is not held,
     so that a loop that was left lets go of it, which ends it."""
     held = weakref.ref(stream)

@@ -28,9 +28,12 @@ _LEFT_OUT = dict.fromkeys(("truncation", "padding", "post_processor"), "null")
 
 
 class JsonTokenizer:
-    """Encodes with the library; decodes single tokens from the vocabulary itself."""
+    """Encodes with the library; decodes single tokens from the vocabulary itself.
 
-    def __init__(self, path: Path, config: dict[str, Any]):
+    `added` and `names`: what the files beside tokenizer.json add to it, and call special.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], added: list[Special], names: set[str]):
         self._path = path
         file = JsonFile(path, MAX_FILE_BYTES, MAX_ENTRIES)
         tree = file.value
@@ -42,16 +45,23 @@ class JsonTokenizer:
         check_affixes(tree["model"], path)
         check_pre_tokenizers(tree.get("pre_tokenizer"), path)
         self._growth = growth(tree.get("normalizer"), path)
+        self.specials = _joined(self._read_specials(tree), tree, added, names, path)
+        entries = json.dumps([_entry(s) for s in self.specials])
+        changes = _LEFT_OUT | {"added_tokens": entries}
+        first = "" if "added_tokens" in tree else f'"added_tokens":{entries},'
         # The library reads what was checked, character for character: no key is there twice.
-        self._tokenizer = self._build(file.text_with(_LEFT_OUT))
-        self._rest, self._rest_text = self._tokenizer, _without_prefix(file)
+        self._tokenizer = self._build(file.text_with(changes, first))
+        self._check_ids()
+        # Whether control tokens may be found in what a normalizer makes of other characters.
+        self.normalizes_specials = tree.get("normalizer") is not None and any(
+            s.special and s.normalized for s in self.specials
+        )
+        self._rest, self._rest_text = self._tokenizer, _without_prefix(file, changes, first)
         self._lock = (
             threading.Lock()
         )  # whether special tokens are seen is state of the library's object
         self._style = self._decoder_style(tree.get("decoder"))
         self.adds_space = self._style == "pieces" and self._strips_first_space(tree["decoder"])
-        self._special_ids: dict[int, Special] = {}
-        self.specials = self._read_specials(tree, config)
         self._special_ids = {s.id: s for s in self.specials}
         vocabulary = self._named_tokens(tree)
         ids = set(vocabulary.values())
@@ -99,22 +109,30 @@ class JsonTokenizer:
             f"{self._path}: decoder {kinds or 'none'}; byte-level and SentencePiece vocabularies are read"
         )
 
-    def _read_specials(self, tree: dict[str, Any], config: dict[str, Any]) -> list[Special]:
+    def _read_specials(self, tree: dict[str, Any]) -> list[Special]:
         found: dict[str, Special] = {}
         for entry in tree.get("added_tokens") or []:
             try:
                 token = Special(int(entry["id"]), str(entry["content"]), bool(entry["special"]),
-                                bool(entry.get("lstrip")), bool(entry.get("rstrip")))  # fmt: skip
+                                bool(entry.get("lstrip")), bool(entry.get("rstrip")),
+                                bool(entry.get("normalized")), bool(entry.get("single_word")))  # fmt: skip
             except (KeyError, TypeError, ValueError):
                 raise ModelFormatError(
                     f"{self._path}: added_tokens: {str(entry)[:120]} is not a token"
                 ) from None
-            if self._tokenizer.token_to_id(token.content) != token.id:
-                raise ModelFormatError(
-                    f"{self._path}: added token {shown(token.content)} has not the id {token.id}"
-                )
             found[token.content] = token
         return list(found.values())
+
+    def _check_ids(self) -> None:
+        """Refuses added tokens that cannot have the ids which the files give them."""
+        for token in self.specials:
+            id = self._tokenizer.token_to_id(token.content)
+            if id != token.id:
+                other = self._tokenizer.id_to_token(token.id)
+                raise ModelFormatError(
+                    f"{self._path.parent}: added token {shown(token.content)} has not the id {token.id}"
+                    + (f", which is that of {shown(other)}" if other is not None else "")
+                )
 
     def _finds_bos(self, tree: dict[str, Any], config: dict[str, Any]) -> bool:
         """Whether prompts start with bos: what the post-processor does, else add_bos_token."""
@@ -197,11 +215,47 @@ class JsonTokenizer:
         ]
 
 
-def _without_prefix(file: JsonFile) -> str | None:
+def _joined(
+    specials: list[Special], tree: dict[str, Any], added: list[Special], names: set[str], path: Path
+) -> list[Special]:
+    """`specials` and what other files say: tokens of theirs, and other settings of the same ones."""
+    found = {s.content: s for s in specials}
+    named = tree["model"].get("vocab")
+    vocabulary = named if isinstance(named, dict) else {}
+    for token in added:
+        known = found[token.content].id if token.content in found else vocabulary.get(token.content)
+        if known is not None and known != token.id:
+            raise ModelFormatError(
+                f"{path}: token {shown(token.content)} has the id {known}, but {token.id} in a file beside it"
+            )
+        found[token.content] = token
+    for content in sorted(names):
+        if content in found:
+            found[content].special = True
+        elif isinstance(vocabulary.get(content), int):
+            found[content] = Special(vocabulary[content], content, True)
+    # The library counts on from its vocabulary in the order in which they stand here.
+    return sorted(found.values(), key=lambda token: token.id)
+
+
+def _entry(token: Special) -> dict[str, Any]:
+    """The token as tokenizer.json has it."""
+    return {
+        "id": token.id,
+        "content": token.content,
+        "single_word": token.single_word,
+        "lstrip": token.lstrip,
+        "rstrip": token.rstrip,
+        "normalized": token.normalized,
+        "special": token.special,
+    }
+
+
+def _without_prefix(file: JsonFile, changes: dict[str, str], first: str) -> str | None:
     """The text of a tokenizer that puts no space before the first word; None where none does."""
     cut = json.dumps(file.value.get("pre_tokenizer"))
     uncut = cut.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
-    return None if uncut == cut else file.text_with(_LEFT_OUT | {"pre_tokenizer": uncut})
+    return None if uncut == cut else file.text_with(changes | {"pre_tokenizer": uncut}, first)
 
 
 def _check_count(tree: dict[str, Any], path: Path) -> None:

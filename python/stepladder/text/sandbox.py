@@ -1,6 +1,7 @@
 """The sandbox of chat templates: jinja2, with all that a template does drawn on its budget.
 
 What cannot be bounded (recursive loops, formatting with widths, printing of namespaces) is refused.
+Which characters messages brought goes along with every text (`provenance`).
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from .budget import (
     check_format,
     check_join,
     check_replace,
+    check_split,
     checked,
     iterated,
     limited_range,
-    note_change,
     spend,
+    walked,
 )
+from .provenance import Traced, formatted, holds_marks, joined
 
 MAX_NODES = 20_000  # of the parsed template; real ones have hundreds
 
@@ -49,6 +52,12 @@ _PRINTING = frozenset(
 _PICKING = frozenset(
     "d default first items last list max min reject rejectattr reverse select selectattr sort".split()
 )
+# Filters that look at none of the items of a list, or at the first they find.
+_AT_ONCE = frozenset("length count d default first last items".split())
+_CHEAP = _PRINTING | _AT_ONCE  # what they do with a text is done in no time, or looked at elsewhere
+_SPLITTING = frozenset(["split", "rsplit", "splitlines"])
+# Tests that compare a value with others.
+_COMPARING = frozenset("eq == equalto ne != in gt > greaterthan ge >= lt < lessthan le <=".split())
 _METHODS = frozenset(
     "strip lstrip rstrip startswith endswith split rsplit splitlines upper lower title capitalize find rfind index "
     "count isdigit isalpha isalnum isspace isupper islower isnumeric isdecimal replace join removeprefix "
@@ -75,40 +84,28 @@ def printable(value: Any) -> Any:
     return checked(value)
 
 
-def _finalized(value: Any) -> Any:
-    """What is printed. The text of a list writes quotes and line ends of its items in another way."""
-    if isinstance(value, (list, tuple, dict, set, frozenset)):
-        note_change()
-    return printable(value)
+def _attributed(result: Any, sources: Any) -> Any:
+    """`result`, a text of the messages where any in `sources` is: it was made of them in no way known."""
+    if isinstance(result, str) and not isinstance(result, Traced) and holds_marks(sources):
+        return Traced(result)
+    return result
 
 
-def _taken_apart(value: Any) -> Any:
-    """What is sliced, indexed, or unpacked into names: a text gives other texts."""
-    if isinstance(value, str) or any(isinstance(item, str) for item in value):
-        note_change()
-    return value
-
-
-def _note_result(owner: Any, result: Any, picks: bool) -> None:
-    """Notes a text made by a filter or call out of `owner`, unless it is one that was there before."""
-    if isinstance(result, str):
-        same = result == owner or isinstance(owner, (int, float))
-        if type(result) is not str or not (same or picks and not isinstance(owner, str)):
-            note_change()
-    elif isinstance(owner, str) and isinstance(result, (list, tuple, dict)):
-        note_change()
+def _printed(value: Any) -> str:
+    """The text of what is printed or joined to one."""
+    return value if isinstance(value, str) else _attributed(str(printable(value)), value)
 
 
 def concat(parts: Any) -> str:
     pieces, size = [], 0
     for part in parts:
-        piece = part if isinstance(part, str) else str(_finalized(part))
+        piece = _printed(part)
         size += len(piece)
         if size > MAX_TEXT:
             raise TooMuch(f"makes a text of more than {MAX_TEXT} characters")
         pieces.append(piece)
-    spend(1 + size // 4096)
-    return "".join(pieces)
+    spend(1 + size // 1024)
+    return joined("", pieces)
 
 
 def _binary(operator: str, left: Any, right: Any) -> None:
@@ -152,7 +149,7 @@ def _check_filter(name: str, plain: list[Any], settings: list[Any]) -> None:
 
 
 def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` on the budget."""
+    """`function` on the budget, its texts with their provenance."""
     at = int(hasattr(function, "jinja_pass_arg"))  # jinja may pass a context as the first argument
 
     @functools.wraps(function)
@@ -161,17 +158,36 @@ def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         plain = [a for a in args if isinstance(a, (str, list, tuple, dict, int))]
         for argument in plain:
             checked(argument)
+            if name not in _AT_ONCE and isinstance(argument, (list, tuple, dict)):
+                spend(len(argument) // 4)
         _check_filter(name, plain, [*args[1:], *options.values()])
-        if name == "join":
-            parts = list(iterated(args[at]))
-            glue = args[at + 1] if len(args) > at + 1 else options.get("d", "")
-            printable(parts)
-            check_join(parts, str(glue))
+        value = args[at] if len(args) > at else None
+        if isinstance(value, str) and name not in _CHEAP:
+            spend(len(value) // 64)
+        if name in ("join", "list", "sort", "batch", "slice", "unique") and not isinstance(
+            value, dict
+        ):
+            parts = list(iterated(value))
+            if name == "join":
+                printable(parts)
+                check_join(parts, str(args[at + 1] if len(args) > at + 1 else options.get("d", "")))
             args = (*args[:at], parts, *args[at + 1 :])
+        if name == "join" and len(args) <= at + 2 and not options.get("attribute"):
+            glue = args[at + 1] if len(args) > at + 1 else options.get("d", "")
+            return checked(joined(str(glue), map(_printed, parts)))
+        if name in ("replace", "format") and isinstance(value, str):
+            if name == "format":
+                return checked(formatted(value, options or args[at + 1 :]))
+            args = (
+                (*args[:at], Traced(value, bytes(len(value))), *args[at + 1 :])
+                if (type(value) is str and holds_marks(args[at + 1 :]))
+                else args
+            )
         result = function(*args, **options)
         if hasattr(result, "__next__"):
             result = iterated(result)
-        _note_result(args[at] if len(args) > at else None, result, name in _PICKING)
+        if name not in _PICKING:
+            result = _attributed(result, [*plain, *options.values()])
         return checked(result)
 
     return run
@@ -180,14 +196,18 @@ def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
 def _tojson(
     value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any
 ) -> str:
-    printable(value)
-    note_change()
+    printable(walked(value))
     if indent is not None and not 0 <= indent <= 16:
         raise TooMuch("indents too far")
     separators = options.get("separators")
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=bool(options.get("sort_keys")),
                       separators=tuple(separators) if separators else None)  # fmt: skip
-    return checked(text)
+    spend(8 + len(text) // 16)
+    return checked(_attributed(text, value))
+
+
+def _time_now(layout: str) -> str:
+    return _attributed(datetime.now().strftime(str(layout)[:100]), layout)
 
 
 def _raise_exception(message: str) -> None:
@@ -195,26 +215,40 @@ def _raise_exception(message: str) -> None:
 
 
 class _Bounder(NodeTransformer):
-    """Puts the budget into loops and list literals, and sees where texts are taken apart."""
+    """Puts the budget into loops, comparisons, slices and list literals."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         if node.recursive:
             raise TooMuch("has a recursive loop, which this sandbox does not run")
         self.generic_visit(node)
         node.iter = self._through("@iterated", node.iter)
-        if isinstance(node.target, nodes.Tuple):
-            node.iter = self._through("@taken_apart", node.iter)
-        return node
-
-    def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
-        self.generic_visit(node)
-        if isinstance(node.target, nodes.Tuple):
-            node.node = self._through("@taken_apart", node.node)
         return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return self._through("@taken_apart", node) if isinstance(node.arg, nodes.Slice) else node
+        return self._through("@checked", node) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        sides = [node.expr, *(operand.expr for operand in node.ops)]
+        if any(isinstance(s, nodes.Const) for s in sides) and not any(
+            operand.op in ("in", "notin") for operand in node.ops
+        ):
+            return node  # ends at the length of the constant
+        node.expr = self._weighed(node.expr)
+        for operand in node.ops:
+            operand.expr = self._weighed(operand.expr)
+        return node
+
+    def visit_Test(self, node: nodes.Test) -> nodes.Node:
+        self.generic_visit(node)
+        if node.name in _COMPARING:
+            node.node = self._weighed(node.node)
+            node.args = [self._weighed(argument) for argument in node.args]
+        return node
+
+    def _weighed(self, node: nodes.Expr) -> nodes.Expr:
+        return node if isinstance(node, nodes.Const) else self._through("@walked", node)
 
     @staticmethod
     def _through(name: str, node: nodes.Node) -> nodes.Filter:
@@ -271,15 +305,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         spend()
         _binary(operator, left, right)
-        result = checked(super().call_binop(context, operator, left, right))
-        if operator != "+" and isinstance(result, str):
-            note_change()
-        return result
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        if isinstance(obj, str):
-            note_change()
-        return super().getitem(obj, argument)
+        if operator == "%" and isinstance(left, str):
+            return checked(formatted(left, right))
+        return checked(super().call_binop(context, operator, left, right))
 
     def wrap_str_format(self, value: Any) -> None:
         return None  # widths cannot be bounded: str.format is refused as any other attribute
@@ -290,21 +318,24 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attribute, value)
 
     def call(self, context: Any, function: Any, *args: Any, **options: Any) -> Any:  # type: ignore[override]
-        spend()
+        spend(3 if isinstance(function, Macro) else 1)
         owner = getattr(function, "__self__", None)
         name = getattr(function, "__name__", "")
-        for argument in (*args, *options.values()):
+        for argument in (owner, *args, *options.values()):
             checked(argument)
-        if isinstance(owner, str) and name == "replace" and len(args) >= 2:
-            check_replace(owner, str(args[0]), str(args[1]))
-        if isinstance(owner, str) and name == "join" and args:
-            parts = list(iterated(args[0]))
-            check_join(parts, owner)
-            args = (parts, *args[1:])
-        result = checked(super().call(context, function, *args, **options))
-        if not isinstance(function, Macro):
-            _note_result(owner, result, isinstance(owner, (dict, list, tuple)))
-        return result
+        if isinstance(owner, str):
+            if name == "replace" and len(args) >= 2:
+                check_replace(owner, str(args[0]), str(args[1]))
+            elif name in _SPLITTING:
+                separator = args[0] if args else options.get("sep")
+                check_split(owner, "\n" if name == "splitlines" else separator)
+            elif name == "join" and args:
+                parts = list(iterated(args[0]))
+                check_join(parts, owner)
+                args = (parts, *args[1:])
+            if type(owner) is str and holds_marks([args, options]):
+                function = getattr(Traced(owner, bytes(len(owner))), name)
+        return checked(super().call(context, function, *args, **options))
 
 
 @functools.cache
@@ -315,14 +346,15 @@ def environment() -> _Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         optimized=False,
-        finalize=_finalized,
+        finalize=_printed,
         extensions=[loopcontrols, _Generation],
     )
     env.filters = {name: _guarded_filter(name, env.filters[name]) for name in _FILTERS}
     env.filters |= {
         "tojson": _tojson,
+        "safe": _printed,
         "@iterated": iterated,
-        "@taken_apart": _taken_apart,
+        "@walked": walked,
         "@checked": checked,
     }
     keep = {name: env.globals[name] for name in ("dict", "namespace")}
@@ -330,6 +362,6 @@ def environment() -> _Environment:
     env.globals |= keep | {
         "range": limited_range,
         "raise_exception": _raise_exception,
-        "strftime_now": lambda layout: datetime.now().strftime(str(layout)[:100]),
+        "strftime_now": _time_now,
     }
     return env

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..base.arguments import regular_file
+from ..base.arguments import regular_file, shown
 from ..base.errors import FileError, ModelFormatError
 from .growth import check_growth, longest_replacement
 from .vocabulary import MAX_FILE_BYTES, MAX_TOKEN_BYTES, Special, spell_piece
@@ -15,9 +15,11 @@ SPACE = "\u2581"
 
 
 class SentencePieceTokenizer:
-    """SentencePiece with the added tokens of tokenizer_config.json."""
+    """SentencePiece with the tokens `added` beside it, and `names` for what is special among its own."""
 
-    def __init__(self, path: Path, config: dict[str, Any]):
+    normalizes_specials = False  # they are found before anything is normalized
+
+    def __init__(self, path: Path, config: dict[str, Any], added: list[Special], names: set[str]):
         from sentencepiece import SentencePieceProcessor
 
         self._path = path
@@ -43,7 +45,7 @@ class SentencePieceTokenizer:
         if not pieces:
             raise ModelFormatError(f"{path}: a SentencePiece model without pieces")
         self._pieces = [self._model.IdToPiece(i) for i in range(pieces)]
-        self.specials = self._read_specials(config)
+        self.specials = self._read_specials(added, names)
         self._special_ids = {s.id: s for s in self.specials}
         self._ids = {p: i for i, p in enumerate(self._pieces)} | {
             s.content: s.id for s in self.specials
@@ -71,22 +73,22 @@ class SentencePieceTokenizer:
         )
         self._plain_splitter = re.compile("|".join(map(re.escape, plain))) if plain else None
 
-    def _read_specials(self, config: dict[str, Any]) -> list[Special]:
+    def _read_specials(self, added: list[Special], names: set[str]) -> list[Special]:
         model = self._model
         found = {
             i: Special(i, p, True)
             for i, p in enumerate(self._pieces)
-            if model.IsControl(i) or model.IsUnknown(i)
+            if model.IsControl(i) or model.IsUnknown(i) or p in names
         }
-        added = config.get("added_tokens_decoder") or {}
-        try:
-            for key, entry in added.items():
-                found[int(key)] = Special(int(key), str(entry["content"]), bool(entry.get("special")),
-                                          bool(entry.get("lstrip")), bool(entry.get("rstrip")))  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise ModelFormatError(
-                f"{self._path}: added_tokens_decoder of tokenizer_config.json is malformed"
-            ) from None
+        ids = {p: i for i, p in enumerate(self._pieces)}
+        for token in added:
+            if ids.get(token.content, token.id) != token.id:
+                raise ModelFormatError(
+                    f"{self._path}: token {shown(token.content)} has the id {ids[token.content]}, but "
+                    f"{token.id} in a file beside it"
+                )
+            token.special |= token.content in names
+            found[token.id] = token
         return list(found.values())
 
     def encode(self, text: str, special: bool, first: bool = True) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,21 @@ from typing import Any
 from ..base.arguments import flag, shown, string, token_ids, whole
 from ..base.errors import InvalidArgumentError, ModelFormatError, UnsupportedError
 from ..base.json_file import read_json
+from .added_tokens import added_tokens, special_names
 from .detokenizer import Detokenizer
-from .guard import Guard
 from .json_tokenizer import JsonTokenizer
 from .prompts import Context, Message, checked_messages
+from .provenance import Traced, marked
 from .sentencepiece_tokenizer import SentencePieceTokenizer
-from .template import ChatTemplate, Rendered
+from .template import Templates
 from .vocabulary import MAX_SPECIAL, MAX_TEXT, Special
 
 
 class Text:
     """The tokenizer of a model directory.
 
-    `encode` recognises special tokens in template text and raw prompts; `encode_chat` does so in
-    the template's text only, never in the contents of the messages.
+    `encode` recognises special tokens in raw prompts; `encode_chat` does so in the template's own
+    words only, never in what the messages bring.
     """
 
     def __init__(self, directory: str | Path):
@@ -39,9 +39,13 @@ class Text:
         self._control = {s.id for s in self._core.specials if s.special}
         self.bos = self._named("bos_token")
         self.eos = self._named("eos_token")
-        self.template = ChatTemplate.find(self.directory, self.config)
+        self.templates = Templates.find(self.directory, self.config)
         words = sorted((s for s in self.specials if s), key=len, reverse=True)
         self._splitter = re.compile("|".join(map(re.escape, words))) if words else None
+        # Stands for what messages bring where control tokens are looked for.
+        self._other = next(
+            c for c in map(chr, range(0xFFFF, 0, -1)) if not any(c in w for w in words)
+        )
 
     def _named(self, key: str) -> Special | None:
         value = self.config.get(key)
@@ -60,6 +64,11 @@ class Text:
                 )
             return Special(id, content, True)
         return self.specials[content]
+
+    @property
+    def has_template(self) -> bool:
+        """Whether messages can be prompts."""
+        return bool(self.templates.named)
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes a token adds to the text; those of a special token are its own name."""
@@ -101,91 +110,87 @@ class Text:
     def encode_chat(
         self,
         messages: list[dict[str, Any]],
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
         context: Context | None = None,
+        continue_final_message: bool = False,
+        bos: bool | None = None,
         **variables: Any,
     ) -> list[int]:
-        """Tokens of `messages` in the model's chat template."""
+        """Tokens of `messages` in the model's chat template, which ends with the beginning of an answer
+        unless `add_generation_prompt` is False or the last message is to be gone on with.
+
+        `bos`: whether a bos token comes first (None: where the template writes one)."""
         messages = checked_messages(messages)
         self.check_length(_all_text(messages), context, "messages")
-        guard = Guard([s.content for s in self._core.specials if s.special])
-        messages, variables = guard.hide(messages), guard.hide(variables)
-        rendered, changed = self._render(messages, add_generation_prompt, **variables)
+        rendered = self._render(messages, add_generation_prompt, continue_final_message, variables)
         self.check_length(rendered, context, "messages")
-        # Where the template only joins texts, the marks of the guard are enough.
-        if changed or guard.has_middles(_users_texts(messages)):
-            self._check_controls(rendered, messages, add_generation_prompt, variables)
-        if not guard.used:
-            ids = self._core.encode(rendered, special=True)
-        else:
-            ids = self._encode_marked(rendered, guard)
-        if self._core.adds_bos and self.bos is not None and ids[:1] != [self.bos.id]:
-            ids = [self.bos.id, *ids]
+        ids = self._encode_traced(rendered)
+        if bos is not None and flag("bos", bos):
+            if self.bos is None:
+                raise InvalidArgumentError("bos=True, but the model has no bos token")
+            if ids[:1] != [self.bos.id]:
+                ids = [self.bos.id, *ids]
+        elif bos is False and self.bos is not None and ids[:1] == [self.bos.id]:
+            ids = ids[1:]
         return ids
 
     def render(
-        self, messages: list[dict[str, Any]], add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        **variables: Any,
     ) -> str:
         """The text of `messages` in the model's chat template."""
-        return self._render(checked_messages(messages), add_generation_prompt, **variables).text
+        checked = checked_messages(messages)
+        text = self._render(checked, add_generation_prompt, continue_final_message, variables)
+        return text.plain() if isinstance(text, Traced) else text
 
     def _render(
-        self, messages: list[Message], add_generation_prompt: bool, **variables: Any
-    ) -> Rendered:
-        if self.template is None:
-            raise InvalidArgumentError(
-                f"{self.directory}: the model has no chat template; give the prompt as text, or set chat_template "
-                "in tokenizer_config.json"
-            )
+        self,
+        messages: list[Message],
+        add_generation_prompt: bool | None,
+        goes_on: bool,
+        variables: dict[str, Any],
+    ) -> str:
+        """Traced: every character that messages and variables bring is marked."""
+        template = self.templates.choose(bool(variables.get("tools")))
+        if flag("continue_final_message", goes_on):
+            messages = _with_end(messages, add_generation_prompt)
         names = {
             "bos_token": self.bos.content if self.bos else "",
             "eos_token": self.eos.content if self.eos else "",
         }
-        return self.template.render(messages, add_generation_prompt, {**names, **variables})
+        prompted = not goes_on if add_generation_prompt is None else add_generation_prompt
+        messages, variables = marked(messages), marked(variables)
+        text = template.render(messages, prompted, {**names, **variables})
+        return _cut_at_end(text, template.where) if goes_on else text
 
-    def _controls(self, rendered: str) -> list[str]:
-        found = self._splitter.findall(rendered) if self._splitter else []
-        return [name for name in found if self.specials[name].special]
-
-    def _check_controls(
-        self,
-        rendered: str,
-        messages: list[dict[str, Any]],
-        add_generation_prompt: bool,
-        variables: dict[str, Any],
-    ) -> None:
-        """Refuses text out of which the template makes control tokens, by lower case, a replacement or a join:
-        with plain words in its place it must write the same ones, in the same order, or more."""
-        found = self._controls(rendered)
-        if not found:
-            return
-        try:
-            plain = self._render(
-                _with_plain_words(messages), add_generation_prompt, **variables
-            ).text
-        except (InvalidArgumentError, ModelFormatError):
-            return  # a template that wants a text of a certain form cannot be compared
-        allowed = iter(self._controls(plain))
-        for name in found:
-            if name not in allowed:
-                raise InvalidArgumentError(
-                    f"messages: {self.template.where} makes the control token {shown(name)} out of "
-                    "their text; take what becomes one out of it"
-                )
-
-    def _encode_marked(self, rendered: str, guard: "Guard") -> list[int]:
-        """Splits at the special tokens the template wrote; all between is plain text."""
+    def _encode_traced(self, text: str) -> list[int]:
+        """Splits at the special tokens that unmarked characters spell; all between is plain text."""
+        plain, shadow = text, text
+        if isinstance(text, Traced):
+            plain, at, pieces = text.plain(), 0, []
+            for run in re.finditer(b"\x01+", text.mask):
+                pieces += [plain[at : run.start()], self._other * (run.end() - run.start())]
+                at = run.end()
+            shadow = "".join([*pieces, plain[at:]])
+        found = list(self._splitter.finditer(shadow)) if self._splitter else []
+        if not self._core.normalizes_specials:
+            everywhere = self._splitter.finditer(plain) if self._splitter else ()
+            if [m.span() for m in everywhere] == [m.span() for m in found]:
+                return self._core.encode(plain, special=True)
         ids: list[int] = []
         at, strip = 0, False
-        for match in self._splitter.finditer(rendered) if self._splitter else ():
+        for match in found:
             token = self.specials[match.group()]
-            plain = rendered[at : match.start()]
-            plain = plain.lstrip() if strip else plain
-            ids += self._plain(guard.show(plain.rstrip() if token.lstrip else plain), at == 0)
+            piece = plain[at : match.start()]
+            piece = piece.lstrip() if strip else piece
+            ids += self._plain(piece.rstrip() if token.lstrip else piece, at == 0)
             ids.append(token.id)
             at, strip = match.end(), token.rstrip
-        plain = rendered[at:]
-        return ids + self._plain(guard.show(plain.lstrip() if strip else plain), at == 0)
+        piece = plain[at:]
+        return ids + self._plain(piece.lstrip() if strip else piece, at == 0)
 
     def _plain(self, text: str, first: bool) -> list[int]:
         return self._core.encode(text, special=False, first=first) if text else []
@@ -209,26 +214,33 @@ class Text:
         return self._core.vocabulary()
 
 
-_TRUSTED = ("system", "developer", "assistant")
+# Stands behind the message that is to be gone on with; the space shows whether the template keeps it.
+_END = "\U000f5ad0\U000f5ad1 "
 
 
-def _users_texts(messages: list[Message]) -> list[str]:
-    """What users and tools wrote."""
-    return [m["content"] for m in messages if m["role"] not in _TRUSTED]
+def _with_end(messages: list[Message], add_generation_prompt: bool | None) -> list[Message]:
+    if not messages:
+        raise InvalidArgumentError("continue_final_message: there is no message to go on with")
+    if add_generation_prompt:
+        raise InvalidArgumentError(
+            "continue_final_message: with add_generation_prompt a new message would begin; leave one out"
+        )
+    if any(_END[:2] in message["content"] for message in messages):
+        raise InvalidArgumentError(
+            f"messages: the private-use characters {_END[:2]!a} cannot be used with continue_final_message"
+        )
+    last = messages[-1]
+    return [*messages[:-1], {**last, "content": last["content"] + _END}]
 
 
-def _with_plain_words(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages with a word in the place of what users and tools wrote, but for the space around."""
-    word = "w" + secrets.token_hex(8)
-
-    def plain(message: dict[str, Any]) -> dict[str, Any]:
-        text = message["content"]
-        inner = text.strip()
-        if message["role"] in _TRUSTED or not inner:
-            return message
-        return {**message, "content": text.replace(inner, word)}
-
-    return [plain(message) for message in messages]
+def _cut_at_end(text: str, where: str) -> str:
+    """The text up to the end of the last message; what a template trims there is trimmed."""
+    at = text.rfind(_END[:2])
+    if at < 0:
+        raise InvalidArgumentError(
+            f"continue_final_message: {where}: the chat template leaves the last message out"
+        )
+    return text[:at] if text.startswith(_END, at) else text[:at].rstrip()
 
 
 def _all_text(value: Any, depth: int = 0) -> str:
@@ -245,10 +257,11 @@ def _all_text(value: Any, depth: int = 0) -> str:
 
 
 def _open_core(directory: Path, config: dict[str, Any]):
+    added, names = added_tokens(directory, config), special_names(directory, config)
     if (directory / "tokenizer.json").exists():
-        core = JsonTokenizer(directory / "tokenizer.json", config)
+        core = JsonTokenizer(directory / "tokenizer.json", config, added, names)
     elif (directory / "tokenizer.model").exists():
-        core = SentencePieceTokenizer(directory / "tokenizer.model", config)
+        core = SentencePieceTokenizer(directory / "tokenizer.model", config, added, names)
     else:
         raise UnsupportedError(f"{directory}: neither tokenizer.json nor tokenizer.model is there")
     seen: dict[int, str] = {}

@@ -13,10 +13,19 @@ class Special:
     """A token that stands for itself in text and is never merged with its neighbours."""
 
     def __init__(
-        self, id: int, content: str, special: bool, lstrip: bool = False, rstrip: bool = False
+        self,
+        id: int,
+        content: str,
+        special: bool,
+        lstrip: bool = False,
+        rstrip: bool = False,
+        normalized: bool = False,
+        single_word: bool = False,
     ):
         self.id, self.content, self.special = id, content, special
         self.lstrip, self.rstrip = lstrip, rstrip
+        self.single_word = single_word  # not found inside a longer word
+        self.normalized = normalized  # found in the text as a normalizer leaves it
 
 
 def byte_alphabet() -> dict[str, int]:

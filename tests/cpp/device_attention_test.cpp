@@ -61,8 +61,10 @@ class Attended {
       std::copy(in[i].path.begin(), in[i].path.end(), path.begin() + size_t(i) * kDepth);
       all.insert(all.end(), in[i].x.begin(), in[i].x.end());
     }
-    for (const auto& [to, from] : {std::pair{rows.slot, &slot}, {rows.position, &position},
-                                   {rows.committed, &committed}, {rows.scratch, &scratch}})
+    for (const auto& [to, from] : {std::pair{rows.slot, &slot},
+                                   {rows.position, &position},
+                                   {rows.committed, &committed},
+                                   {rows.scratch, &scratch}})
       m_->upload(to, from->data(), from->size() * 4);
     m_->upload(rows.path, path.data(), path.size() * 2);
     const Bits rounded = to_16s(h_.dtype, all);
@@ -131,8 +133,7 @@ class Attended {
       // is off by what the score is, some roundings of its magnitude a step of the sum; each key
       // and each fold of a step adds a rounding or two, a tensor instruction's with its last bits
       // cut off.
-      const double off = 2 * unit16(h_.dtype) +
-                         (4 * most * (dim + 8) + 4.0 * keys + 64) * kUnit32;
+      const double off = 2 * unit16(h_.dtype) + (4 * most * (dim + 8) + 4.0 * keys + 64) * kUnit32;
       for (int c = 0; c < dim; ++c) {
         double want = 0, weight = 0;
         for (int j = 0; j < keys; ++j) {
@@ -166,9 +167,14 @@ std::vector<Row> prompt_of(std::mt19937& g, int slot, int from, int count) {
 
 /// Contexts around the borders of steps and of what a block of the device's threads takes of them.
 TEST_P(DeviceTest, AttentionMatchesFp64AndARowsBitsAreItsOwn) {
-  for (const Heads& h : {Heads{8, 2, 128, DType::bf16}, {7, 1, 64, DType::f16}, {9, 3, 64, DType::bf16},
-                         {8, 1, 128, DType::f16}, {2, 2, 128, DType::bf16}, {20, 1, 64, DType::bf16},
-                         {32, 16, 64, DType::bf16}, {4, 1, 80, DType::bf16}})
+  for (const Heads& h : {Heads{8, 2, 128, DType::bf16},
+                         {7, 1, 64, DType::f16},
+                         {9, 3, 64, DType::bf16},
+                         {8, 1, 128, DType::f16},
+                         {2, 2, 128, DType::bf16},
+                         {20, 1, 64, DType::bf16},
+                         {32, 16, 64, DType::bf16},
+                         {4, 1, 80, DType::bf16}})
     for (const int context : {0, 5, 31, 64, 505, 1050, 2100}) {
       if (context > 100 && (h.dim == 80 || (context > 2000 && h.heads > 8))) continue;
       SCOPED_TRACE(testing::Message() << h.heads << '/' << h.kv_heads << " heads of " << h.dim
@@ -193,7 +199,8 @@ TEST_P(DeviceTest, AttentionMatchesFp64AndARowsBitsAreItsOwn) {
         r.position = context + static_cast<int>(r.path.size()) - 1;
         tree.push_back(r);
       }
-      std::vector<Row> round = prompt_of(g, 1, 3, 2);  // catch-up rows of another sequence before it
+      std::vector<Row> round =
+          prompt_of(g, 1, 3, 2);  // catch-up rows of another sequence before it
       round.insert(round.end(), tree.begin(), tree.end());
       std::vector<Bits> made_round;
       const auto together = a.pass(round, {int(round.size())}, &made_round);
@@ -224,8 +231,7 @@ TEST_P(DeviceTest, AttentionMatchesFp64AndARowsBitsAreItsOwn) {
       }
       for (Row& r : line) r.slot = 2;
       const auto fed = a.pass(line, {96});
-      for (int d = 0; d < 12; ++d)
-        ASSERT_EQ(fed[context + d], together[2 + d]) << "depth " << d;
+      for (int d = 0; d < 12; ++d) ASSERT_EQ(fed[context + d], together[2 + d]) << "depth " << d;
     }
 }
 

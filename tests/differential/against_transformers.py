@@ -166,7 +166,9 @@ def main() -> int:
             wrong += bool(found)
             if found:
                 print(f"{name}: {found}")
-        print(f"{count} configurations, {wrong} wrong; {compare.excused} of {compare.positions} positions excused")
+        print(
+            f"{count} configurations, {wrong} wrong; {compare.excused} of {compare.positions} positions excused"
+        )
         if compare.excused > 0.02 * compare.positions:
             print("more than 2% were excused")
             wrong += 1

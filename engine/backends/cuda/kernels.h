@@ -26,8 +26,8 @@ void feature(const FeatureArgs&, cudaStream_t);
 void described_linear(const LinearArgs&, cudaStream_t);
 void rope_append(const RopeAppendArgs&, cudaStream_t);
 void attention(const AttentionArgs&, cudaStream_t);
-/// The same for the shapes that tensor instructions are used for; false for others, and then nothing
-/// is queued.
+/// The same for the shapes that tensor instructions are used for; false for others, and then
+/// nothing is queued.
 bool attention_in_tiles(const AttentionArgs&, cudaStream_t);
 /// Bytes of workspace that takes on the current device.
 size_t tiles_workspace_bytes(const AttentionArgs&);

@@ -18,8 +18,8 @@ uint32_t in_pairs(uint32_t x) {
   return x ^ t ^ (t << 8);
 }
 
-/// Calls put(block, t, codes) for each eight codes of a row, 4, 8 or 16 bytes; behind its end, up to
-/// `blocks`, they stand for zeros.
+/// Calls put(block, t, codes) for each eight codes of a row, 4, 8 or 16 bytes; behind its end, up
+/// to `blocks`, they stand for zeros.
 template <class Put>
 void each_piece(const WeightRows& w, int row, int blocks, Put&& put) {
   const int code_bits = bits(w.desc.code);

@@ -157,8 +157,8 @@ __global__ void __launch_bounds__(kProductThreads, P::kResident)
   using Codes = typename P::Codes;
   constexpr int kTokens = P::kTokens, kTiles = P::kTiles, kBlocks = P::kBlocks,
                 kTogether = P::kTogether, kUnitBytes = P::kUnitBytes;
-  // Attention, which is next behind a rotation, reads older keys and the tables before it waits: all
-  // that made them is over when this kernel's wait is.
+  // Attention, which is next behind a rotation, reads older keys and the tables before it waits:
+  // all that made them is over when this kernel's wait is.
   if (p.finish != Finish::rope_append) start_next();
   const FragmentLayout& l = p.layout;
   const int warp = warp_of_thread(), lane = lane_of_thread(), g = lane / 4, t = lane % 4;

@@ -86,7 +86,8 @@ __device__ float merged(int slots, float2 slot, const Parts& parts, float2 last,
   float sum = 0.f, weight = 0.f;
 #pragma unroll 4
   for (int s = 0; s < slots; ++s) {
-    const Factors f{__shfl_sync(kAllLanes, of_lane.sum, s), __shfl_sync(kAllLanes, of_lane.part, s)};
+    const Factors f{__shfl_sync(kAllLanes, of_lane.sum, s),
+                    __shfl_sync(kAllLanes, of_lane.part, s)};
     sum = fold(sum, f, parts(s));
     weight = fold(weight, f, __shfl_sync(kAllLanes, slot.y, s));
   }
@@ -118,8 +119,9 @@ struct Cursor {
   static constexpr int kShared = -1, kDone = -2;
   unsigned tokens = 0;  // still to come
   int token = kShared, step = 0, end = 0;
-  int own_from = 0, own_to = 0;  // the steps that tokens take on their own, as far as they have them
-  int last = 0;                  // 1: a token's last step is one of them
+  int own_from = 0,
+      own_to = 0;  // the steps that tokens take on their own, as far as they have them
+  int last = 0;    // 1: a token's last step is one of them
 
   /// Goes on where a token's steps are at an end. All lanes call.
   __device__ void settle(const Token& own) {
@@ -269,8 +271,7 @@ struct Team {
     for (int j = 0; j < 4; ++j) {
       float power[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        power[i] = seen(j, i) ? power_of_2(s[j][i] - top[i / 2]) : 0.f;
+      for (int i = 0; i < 4; ++i) power[i] = seen(j, i) ? power_of_2(s[j][i] - top[i / 2]) : 0.f;
       w.p[j / 2][j % 2 * 2] = rounded_pair<S::kBf16>(power[0], power[1]);
       w.p[j / 2][j % 2 * 2 + 1] = rounded_pair<S::kBf16>(power[2], power[3]);
     }
@@ -315,8 +316,7 @@ struct Team {
   /// Fills the ring; with steps of all rows below a position alone, where there is one.
   __device__ void fill(int limit = INT32_MAX) {
     while (filled < S::kStages - 1 && ahead.token != Cursor::kDone &&
-           (limit == INT32_MAX ||
-            (ahead.token < 0 && (ahead.step + 1) * kAttentionStep <= limit)))
+           (limit == INT32_MAX || (ahead.token < 0 && (ahead.step + 1) * kAttentionStep <= limit)))
       put_ahead(filled++);
   }
   __device__ void put_ahead(int stage) {
@@ -353,8 +353,7 @@ struct Team {
         add_values(weigh<true>(c.token, s, kAttentionStep), keys_here + S::kPlane);
       } else if constexpr (S::kTogether) {
         const int seen = __shfl_sync(kAllLanes, own.seen, c.token);
-        add_values(weigh<false>(c.token, s, seen - c.step * kAttentionStep),
-                   keys_here + S::kPlane);
+        add_values(weigh<false>(c.token, s, seen - c.step * kAttentionStep), keys_here + S::kPlane);
       }
       stage = stage == S::kStages - 1 ? 0 : stage + 1;
     }

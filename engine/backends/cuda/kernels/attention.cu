@@ -1,8 +1,9 @@
-// Softmax attention by logical position, for any head dimension. A row takes its keys in steps of 32 aligned to absolute
-// position: step s goes to warp s % kWarps of the row's thread block, a warp takes its steps in
-// order, and the warps are merged by index. So a row's bits follow from its position and the tokens
-// before it. Keys below `committed` lie in the region; from there on the row's own path says in
-// which scratch slot each one is. A key the row may not see weighs 0, and its value is not read.
+// Softmax attention by logical position, for any head dimension. A row takes its keys in steps of
+// 32 aligned to absolute position: step s goes to warp s % kWarps of the row's thread block, a warp
+// takes its steps in order, and the warps are merged by index. So a row's bits follow from its
+// position and the tokens before it. Keys below `committed` lie in the region; from there on the
+// row's own path says in which scratch slot each one is. A key the row may not see weighs 0, and
+// its value is not read.
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"

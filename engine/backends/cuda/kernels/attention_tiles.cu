@@ -70,8 +70,8 @@ struct Together {
     span = __shfl_sync(kAllLanes, own.span, leader);
     const bool in = own.slot == sequence && own.span == span;
     tokens = __ballot_sync(kAllLanes, in);
-    common = __reduce_min_sync(
-        kAllLanes, in ? min(own.committed / kAttentionStep, own.body()) : INT32_MAX);
+    common = __reduce_min_sync(kAllLanes,
+                               in ? min(own.committed / kAttentionStep, own.body()) : INT32_MAX);
     body = __reduce_max_sync(kAllLanes, in ? own.body() : 0);
     older = __reduce_min_sync(kAllLanes, in ? lane_older : INT32_MAX);
   }
@@ -134,8 +134,7 @@ __device__ void take_few_rows(const TileArgs& p, std::byte* shared) {
   Team<S> team{.p = p, .own = own, .first = place.first, .lane = lane};
   team.warp = in_block % kTeamWarps, team.barrier = 1 + team_index;
   team.ring = q + (S::kQBytes + team_index * S::kRingBytes) / 2;
-  team.scores =
-      reinterpret_cast<float*>(shared + S::kScores + team_index * S::kScoreBytes);
+  team.scores = reinterpret_cast<float*>(shared + S::kScores + team_index * S::kScoreBytes);
   team.q = q + lane % 16 * S::kPitch + lane / 16 * 8;
   const int slot = team_index * kCluster + rank;  // slots go to all blocks before a second team
 
@@ -211,8 +210,9 @@ __device__ void take_few_rows(const TileArgs& p, std::byte* shared) {
       const float y = merged(slots_of_row, weighs[lane * S::kRowsHere], part_of,
                              weighs[kSlots * S::kRowsHere], part_of(kSlots));
       if (lane < S::kRun)
-        row_of<uint16_t>(a.out, place.base + r.token)[(place.head + r.head) * S::kDim +
-                                                      rank % 4 * S::kRun + lane] =
+        row_of<uint16_t>(
+            a.out,
+            place.base + r.token)[(place.head + r.head) * S::kDim + rank % 4 * S::kRun + lane] =
             to_16(a.out.dtype, y);
     }
     if (left) cluster_arrive();
@@ -351,7 +351,8 @@ __global__ void merge_kernel(const __grid_constant__ TileArgs p) {
 /// Whether there are clusters: what runs was compiled for devices that have them.
 bool has_clusters() {
   cudaFuncAttributes attributes{};
-  must(cudaFuncGetAttributes(&attributes, few_rows_kernel<FewRows<64, true>>), "a kernel's version");
+  must(cudaFuncGetAttributes(&attributes, few_rows_kernel<FewRows<64, true>>),
+       "a kernel's version");
   return attributes.ptxVersion >= 90;
 }
 

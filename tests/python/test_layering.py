@@ -53,6 +53,8 @@ LAYERS = [
     ),
     ("engine/formats/*/cpu.cpp", ["formats/*.h", "backends/*.h", *IO], [STANDARD, MACHINE]),
     ("engine/formats/cpu/*", ["formats/*.h", "backends/*.h", *IO], [STANDARD, MACHINE]),
+    ("engine/formats/cuda/*.h", ["formats/*.h", "backends/*.h", *IO], [STANDARD, DEVICE]),
+    ("engine/formats/cuda/*.cpp", ["formats/*.h", "backends/*.h", *IO], [STANDARD, DEVICE]),
     (
         "engine/formats/*.cu*",
         ["formats/*.h", "formats/*.cuh", "backends/*.h", "backends/*.cuh", *IO],

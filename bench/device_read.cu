@@ -38,16 +38,9 @@ __global__ void __launch_bounds__(kThreads)
   if (all == 0x9e3779b9u) *out = 1.f;  // keeps the loads
 }
 
-int processors() {
-  int device = 0, n = 0;
-  must(cudaGetDevice(&device), "the device");
-  must(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device), "its size");
-  return n;
-}
-
 void queue_read(const void* data, size_t bytes, float* out, cudaStream_t stream) {
-  launch_kernel(read_kernel, processors(), kThreads, 0, stream, static_cast<const uint4*>(data),
-                static_cast<int64_t>(bytes / sizeof(uint4)), out);
+  launch_kernel(read_kernel, device_attribute(cudaDevAttrMultiProcessorCount), kThreads, 0, stream,
+                static_cast<const uint4*>(data), static_cast<int64_t>(bytes / sizeof(uint4)), out);
 }
 
 void project(const ProjectArgs& a, cudaStream_t stream) {

@@ -2,6 +2,7 @@
 // for the codes exactly, so that scales are applied to sums.
 #pragma once
 
+#include "backends/cuda/device/tensor.cuh"
 #include "core/format.h"
 #include "formats/cuda/fragments.h"
 
@@ -11,22 +12,6 @@ namespace stepladder::cuda {
 struct Fragment {
   uint32_t a[4];
 };
-
-/// d += fragment * tokens, of a type; b0 and b1 are two pairs of k of the lane's token.
-template <bool kBf16>
-__device__ inline void multiply(float (&d)[4], const Fragment& f, uint32_t b0, uint32_t b1) {
-  if constexpr (kBf16)
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(f.a[0]), "r"(f.a[1]), "r"(f.a[2]), "r"(f.a[3]), "r"(b0), "r"(b1));
-  else
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(f.a[0]), "r"(f.a[1]), "r"(f.a[2]), "r"(f.a[3]), "r"(b0), "r"(b1));
-}
 
 /// x * by + plus in both halves of a word, rounded once; subnormals count.
 template <bool kBf16>
@@ -66,12 +51,7 @@ struct ByteCodes {
     constexpr float kBias = 8388608.f + 128.f;  // 2^23 holds a byte in its last bits
     const float low = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7650u + at)) - kBias;
     const float high = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7651u + at)) - kBias;
-    uint32_t out;
-    if constexpr (kBf16)
-      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-    else
-      asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-    return out;
+    return rounded_pair<kBf16>(low, high);
   }
   __device__ static Fragment fragment(const uint4 (&v)[kVectors], int block, int half) {
     const uint4 x = v[block];

@@ -16,6 +16,7 @@
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/norm.cuh"
 #include "backends/cuda/kernels.h"
+#include "core/round_up.h"
 #include "formats/cuda/finish.cuh"
 #include "formats/cuda/fragments.cuh"
 #include "formats/cuda/ring.cuh"
@@ -87,11 +88,8 @@ __device__ inline uint32_t load_scales(uint32_t at, int span) {
   return load_shared<uint32_t>(at + P::kCodeBytes + span / 2 * 4) >> (16 * (span % 2));
 }
 
-/// Tiles of a thread block, as many as there are and as many more as the last stage has room for.
-template <class P>
-SL_INLINE int round_up_tiles(int tiles) {
-  return (tiles + P::kTogether - 1) / P::kTogether * P::kTogether;
-}
+/// Bytes of a thread block's list of its tiles, which stands before the rings.
+SL_INLINE int list_bytes(int tiles) { return round_up(tiles * 4, 128); }
 
 /// sum += a unit of tiles, the first of them at shared address `at`, times a unit of x.
 template <class P>
@@ -128,9 +126,9 @@ __device__ inline void multiply_unit(uint32_t at, const uint4 (&x)[P::kBlocks][P
           const Fragment f = Codes::fragment(codes[i], b, h);
 #pragma unroll
           for (int j = 0; j < P::kTokens; ++j)
-            multiply<P::kBf16>(P::kSpans ? part[i][j] : sum[i][j], f,
-                               h ? x[block][j].z : x[block][j].x,
-                               h ? x[block][j].w : x[block][j].y);
+            add_product<P::kBf16>(P::kSpans ? part[i][j] : sum[i][j], f.a,
+                                  h ? x[block][j].z : x[block][j].x,
+                                  h ? x[block][j].w : x[block][j].y);
         }
       if constexpr (P::kSpans != 0) {
         if (!ends_span) continue;
@@ -173,13 +171,13 @@ __global__ void __launch_bounds__(kProductThreads, P::kResident)
 
   // Where the tiles begin, in pieces of 16 bytes; the last one again where one is missing.
   uint32_t* const begins = reinterpret_cast<uint32_t*>(shared);
-  const int listed = round_up_tiles<P>(tiles);
+  const int listed = round_up(tiles, kTogether);  // as many as stages have room for
   for (int i = static_cast<int>(threadIdx.x); i < listed && tiles > 0; i += kProductThreads)
     begins[i] = tile(min(i, tiles - 1)) * l.units * (kUnitBytes / 16u);
   __syncthreads();
 
   // Stages are a unit of tiles that are computed together: all of a group, all units, all groups.
-  std::byte* const rings = shared + (p.most_tiles * 4 + 127) / 128 * 128;
+  std::byte* const rings = shared + list_bytes(p.most_tiles);
   typename P::Stages ring(rings + warp * P::Stages::kRingBytes);
   int next_group = 0, next_tile = 0, next_unit = first_unit;
   bool more = tiles > 0 && first_unit < units_end;

@@ -11,15 +11,9 @@ struct DeviceShape {
   int multiprocessors, shared, shared_of_block;  // bytes of one multiprocessor, and of a block
 
   static DeviceShape current() {
-    int device = 0;
-    must(cudaGetDevice(&device), "the device");
-    const auto get = [&](cudaDeviceAttr what) {
-      int value = 0;
-      must(cudaDeviceGetAttribute(&value, what, device), "the device's shape");
-      return value;
-    };
-    return {get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
-            get(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+    return {device_attribute(cudaDevAttrMultiProcessorCount),
+            device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+            device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
   }
 };
 
@@ -37,12 +31,12 @@ void launch_product(ProductArgs p, cudaStream_t stream) {
   const dim3 grid(std::min(items_of(p), device.multiprocessors),
                   (p.live.capacity + P::kTokens * 8 - 1) / (P::kTokens * 8));
   const int rows = std::min(p.live.capacity, P::kTokens * 8);
-  p.most_tiles = round_up_tiles<P>(((items_of(p) + grid.x - 1) / grid.x) * (paired(p.finish) + 1));
+  const int most_items = (items_of(p) + static_cast<int>(grid.x) - 1) / static_cast<int>(grid.x);
+  p.most_tiles = round_up(most_items * (paired(p.finish) ? 2 : 1), P::kTogether);
   const int sums = P::kTiles * kSegments * rows * kTileRows * static_cast<int>(sizeof(float));
-  const int shared =
-      std::max(kSegments * P::Stages::kRingBytes + sums + (p.input.norm ? p.weight.k * 2 : 0) +
-                   round_up(p.most_tiles * 4, 128),
-               least_shared(device, p.finish));
+  const int shared = std::max(kSegments * P::Stages::kRingBytes + sums +
+                                  (p.input.norm ? p.weight.k * 2 : 0) + list_bytes(p.most_tiles),
+                              least_shared(device, p.finish));
   must(cudaFuncSetAttribute(product_kernel<P>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
        "shared memory");
   launch_kernel(product_kernel<P>, grid, kProductThreads, shared, stream, p);

@@ -4,6 +4,7 @@
 // longer than the warp has.
 #pragma once
 
+#include "backends/cuda/device/tensor.cuh"
 #include "backends/cuda/device/words.cuh"
 
 namespace stepladder::cuda {
@@ -15,7 +16,7 @@ class Ring {
 
   /// Over kRingBytes at `data`.
   __device__ explicit Ring(std::byte* data)
-      : next_(static_cast<uint32_t>(__cvta_generic_to_shared(data)) + lane_of_thread() * 16),
+      : next_(shared_address(data) + lane_of_thread() * 16),
         oldest_(next_ - lane_of_thread() * 16),
         end_(oldest_ + kRingBytes) {}
 
@@ -33,14 +34,14 @@ class Ring {
             asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(next_ + i * kBytes + b),
                          "l"(pieces[i] + lane + b)
                          : "memory");
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    end_group();
     next_ = next_ + kStageBytes >= end_ ? next_ + kStageBytes - kRingBytes : next_ + kStageBytes;
   }
 
   /// Shared address of the oldest stage that was sent for, once it is there; the one taken before
   /// it is released. All lanes call.
   __device__ uint32_t take() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2) : "memory");
+    wait_for_groups<kStages - 2>();
     __syncwarp();
     const uint32_t at = oldest_;
     oldest_ = at + kStageBytes == end_ ? at + kStageBytes - kRingBytes : at + kStageBytes;

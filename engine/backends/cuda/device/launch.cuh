@@ -9,13 +9,17 @@
 
 namespace stepladder::cuda {
 
-/// The current device's compute capability, times ten.
-inline int device_version() {
-  int device = 0, major = 0, minor = 0;
+/// What the current device says of itself.
+inline int device_attribute(cudaDeviceAttr what) {
+  int device = 0, value = 0;
   must(cudaGetDevice(&device), "the device");
-  must(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "its version");
-  must(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "its version");
-  return 10 * major + minor;
+  must(cudaDeviceGetAttribute(&value, what, device), "what the device is");
+  return value;
+}
+/// Its compute capability, times ten.
+inline int device_version() {
+  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) +
+         device_attribute(cudaDevAttrComputeCapabilityMinor);
 }
 
 /// Queues a kernel, all of whose threads call begin() or wait_for_inputs(), in clusters of so many

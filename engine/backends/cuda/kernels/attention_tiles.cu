@@ -89,6 +89,14 @@ __device__ int older_keys(const Rows& rows, const Token& own, int row, int in_bl
   // Rows of its sequence that stand before it in the block are at the positions just below.
   return max(0, (rows.scratch[row] < 0 ? own.seen - 1 : own.committed) - in_block);
 }
+/// The lane's token, where the block has so many, and its older keys.
+__device__ Token token_of_lane(const Rows& rows, const Place& place, int& older) {
+  const int lane = lane_of_thread(), row = place.first + lane;
+  if (lane >= place.tokens) return {};
+  const Token own = token_of(rows, row);
+  older = older_keys(rows, own, row, place.base + lane);
+  return own;
+}
 
 template <class S>
 __device__ void open(Team<S>& team, const AttentionArgs& a, int sequence, int kv_head) {
@@ -122,12 +130,8 @@ __device__ void take_few_rows(const TileArgs& p, std::byte* shared) {
   const Place place(p);
   if (place.tokens <= 0) return wait_for_inputs();
   cluster_arrive();
-  Token own;
   int older = INT32_MAX;
-  if (lane < place.tokens) {
-    own = token_of(a.rows, place.first + lane);
-    older = older_keys(a.rows, own, place.first + lane, place.base + lane);
-  }
+  const Token own = token_of_lane(a.rows, place, older);
   uint16_t* const q = reinterpret_cast<uint16_t*>(shared);
   float* const parts = reinterpret_cast<float*>(shared + S::kParts);
   float* const weights = reinterpret_cast<float*>(shared + S::kWeights);
@@ -247,12 +251,8 @@ __global__ void __launch_bounds__(kTeam, 2) many_rows_kernel(const __grid_consta
   const int slot = static_cast<int>(blockIdx.x), lane = lane_of_thread(), warp = warp_of_thread();
   const Place place(p);
   if (place.tokens <= 0) return wait_for_inputs();
-  Token own;
   int older = INT32_MAX;
-  if (lane < place.tokens) {
-    own = token_of(a.rows, place.first + lane);
-    older = older_keys(a.rows, own, place.first + lane, place.base + lane);
-  }
+  const Token own = token_of_lane(a.rows, place, older);
   uint16_t* const q = reinterpret_cast<uint16_t*>(shared);
   Team<S> team{.p = p, .own = own, .first = place.first, .lane = lane, .warp = warp};
   team.barrier = 1, team.ring = q + S::kQBytes / 2;

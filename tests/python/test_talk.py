@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import stepladder
@@ -138,18 +139,26 @@ def test_lines_that_are_pasted_are_one_message(terminal, tmp_path):
     assert said(terminal, tmp_path / "talk.json") == ["one\ntwo\nthree"]
 
 
+def interrupt(terminal):
+    """Ctrl-C while a line is waited for: readline looks at a signal that comes between two keys only
+    when the next key does."""
+    time.sleep(0.2)
+    terminal.sendintr()
+
+
 def test_ctrl_c_clears_the_line_and_twice_ends(terminal, tmp_path):
     terminal.send("not this")
-    terminal.sendintr()
+    terminal.expect("not this")
+    interrupt(terminal)
     terminal.expect("Ctrl-C again ends")
     terminal.expect(PROMPT)
     terminal.send("the\r")
     terminal.expect("/continue goes on")
     terminal.expect(PROMPT)
     assert said(terminal, tmp_path / "talk.json") == ["the"]
-    terminal.sendintr()
+    interrupt(terminal)
     terminal.expect("Ctrl-C again ends")
-    terminal.sendintr()
+    interrupt(terminal)
     terminal.expect(EOF)
     terminal.wait()
     assert terminal.exitstatus == 130

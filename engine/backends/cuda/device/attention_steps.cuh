@@ -44,7 +44,7 @@ struct TileShape {
   static constexpr int kPieces = kDim / 8;  // of 16 bytes, of a key
   static constexpr int kPitch = kDim + 8;   // of keys in shared memory: no two rows in one bank
   static constexpr int kPlane = kAttentionStep * kPitch, kStage = 2 * kPlane;
-  static constexpr int kStages = kTogether ? 3 : kTeamWarps;
+  static constexpr int kStages = kTogether ? 2 : kTeamWarps;
   static constexpr int kColumns = kPieces / (kTogether ? kTeamWarps : 1);  // a warp's, of 8
   static constexpr int kScorePitch = 40;  // a step's scores, where the warps share it
   static constexpr int kQBytes = kRows * kPitch * 2, kRingBytes = kStages * kStage * 2;
@@ -192,7 +192,7 @@ struct Team {
   template <int kCopiers>
   __device__ void copy(uint16_t* to, const uint16_t* from, int entry, int valid) const {
     const int thread = kCopiers == kWarp ? lane : warp * kWarp + lane;
-#pragma unroll 4
+#pragma unroll(S::kTogether ? 2 : 4)
     for (int i = 0; i < kAttentionStep * S::kPieces / kCopiers; ++i) {
       const int at = i * kCopiers + thread, key = at / S::kPieces, piece = at % S::kPieces;
       const int e = __shfl_sync(kAllLanes, entry, key);

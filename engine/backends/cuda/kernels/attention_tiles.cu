@@ -6,6 +6,8 @@
 // block that folds it. Else a block has a tile a warp. It takes its rows from end to end where
 // blocks enough are busy with that and slots are one step each, so that they need not be kept
 // apart; or one slot of theirs, which goes to the workspace, and a second kernel folds them.
+#include <algorithm>
+
 #include "backends/cuda/device/attention_steps.cuh"
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/kernels.h"
@@ -37,13 +39,13 @@ struct Place {
   int kv_head, head, heads;  // the first query head of its rows, and how many
   int base, tokens, first;   // token 0 as a row of the block of rows; of the round
 
-  __device__ explicit Place(const TileArgs& p) {
+  __device__ Place(const TileArgs& p, unsigned tile) {
     const AttentionArgs& a = p.args;
     const int group = a.heads / a.kv.spec.kv_heads;
     const int part = static_cast<int>(blockIdx.y) % p.parts * p.heads;
     kv_head = static_cast<int>(blockIdx.y) / p.parts;
     head = kv_head * group + part, heads = min(p.heads, group - part);
-    base = static_cast<int>(blockIdx.z) * p.block_tokens;
+    base = static_cast<int>(tile) * p.block_tokens;
     tokens = min(live_rows(a.live) - base, p.block_tokens);
     first = first_row(a.live) + base;
   }
@@ -127,7 +129,7 @@ __device__ void take_few_rows(const TileArgs& p, std::byte* shared) {
   const AttentionArgs& a = p.args;
   const int rank = static_cast<int>(blockIdx.x), lane = lane_of_thread();
   const int in_block = warp_of_thread(), team_index = in_block / kTeamWarps;
-  const Place place(p);
+  const Place place(p, blockIdx.z);
   if (place.tokens <= 0) return wait_for_inputs();
   cluster_arrive();
   int older = INT32_MAX;
@@ -225,7 +227,7 @@ __device__ void take_few_rows(const TileArgs& p, std::byte* shared) {
 #endif
 
 template <class S>
-__global__ void __launch_bounds__(kTeams* kTeam, 1)
+__global__ void __launch_bounds__(kTeams* kTeam, 2)
     few_rows_kernel(const __grid_constant__ TileArgs p) {
   start_next();
 #if __CUDA_ARCH__ >= 900
@@ -248,8 +250,8 @@ __global__ void __launch_bounds__(kTeam, 2) many_rows_kernel(const __grid_consta
   start_next();
   extern __shared__ __align__(16) std::byte shared[];
   const AttentionArgs& a = p.args;
-  const int slot = static_cast<int>(blockIdx.x), lane = lane_of_thread(), warp = warp_of_thread();
-  const Place place(p);
+  const int slot = static_cast<int>(blockIdx.z), lane = lane_of_thread(), warp = warp_of_thread();
+  const Place place(p, blockIdx.x);
   if (place.tokens <= 0) return wait_for_inputs();
   int older = INT32_MAX;
   const Token own = token_of_lane(a.rows, place, older);
@@ -364,28 +366,26 @@ void allow(Kernel kernel, cudaFuncAttribute which, int value) {
 template <int kDim, bool kBf16>
 void launch_tiles(TileArgs p, cudaStream_t stream) {
   const AttentionArgs& a = p.args;
-  const int rows = a.live.capacity;
-  const auto grid = [&](int blocks) {
-    return dim3(blocks, a.kv.spec.kv_heads * p.parts, (rows + p.block_tokens - 1) / p.block_tokens);
-  };
+  const unsigned rows = a.live.capacity, heads = a.kv.spec.kv_heads * p.parts;
+  const auto tiles = [&] { return (rows + p.block_tokens - 1) / p.block_tokens; };
   p.warp_tokens = p.block_tokens = kTile / p.heads;
-  if (rows <= 2 * p.block_tokens && has_clusters()) {
+  if (tiles() <= 2 && has_clusters()) {
     using S = FewRows<kDim, kBf16>;
     const auto kernel = few_rows_kernel<S>;
     allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
     allow(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    return launch_clusters(kernel, grid(kCluster), kCluster, kTeams * kTeam, S::kSharedBytes,
-                           stream, p);
+    return launch_clusters(kernel, dim3(kCluster, heads, tiles()), kCluster, kTeams * kTeam,
+                           S::kSharedBytes, stream, p);
   }
   constexpr int kBusy = 64;  // blocks
   using S = ManyRows<kDim, kBf16>;
   const auto kernel = many_rows_kernel<S>;
   p.warp_tokens = std::min(p.warp_tokens, kWarp / kTeamWarps);  // a lane a token
   p.block_tokens = kTeamWarps * p.warp_tokens;
-  const dim3 blocks = grid(kSlots);
-  p.whole = blocks.y * blocks.z >= kBusy;
+  p.whole = tiles() * heads >= kBusy;
   allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
-  launch_kernel(kernel, blocks, kTeam, S::kSharedBytes, stream, p);
+  // Slots last: where the blocks of the first one take all, the others are gone meanwhile.
+  launch_kernel(kernel, dim3(tiles(), heads, kSlots), kTeam, S::kSharedBytes, stream, p);
   launch_kernel(merge_kernel<kDim>, dim3(a.heads, rows), kDim, 0, stream, p);
 }
 

@@ -67,11 +67,23 @@ __device__ inline float fold(float sum, Factors f, float part) {
   return fmaf(part, f.part, sum * f.sum);
 }
 
-/// An element of a row: its slots' parts(0) to parts(slots - 1), then its last step's, divided by
-/// the row's weight. `slot` is the maximum and weight of slot `lane`, `last` of the last step. All
-/// lanes call.
-template <class Parts>
-__device__ float merged(int slots, float2 slot, const Parts& parts, float2 last, float last_part) {
+/// Elements of a row.
+template <int kCount>
+struct Elements {
+  float of[kCount];
+};
+
+/// Elements of a row: its slots' parts(0) to parts(slots - 1), then its last step's, divided by the
+/// row's weight. `slot` is the maximum and weight of slot `lane`, `last` of the last step. All lanes
+/// call.
+template <int kCount, class Parts>
+__device__ Elements<kCount> merged(int slots, float2 slot, const Parts& parts, float2 last,
+                                   const Elements<kCount>& last_part) {
+  constexpr int kEarly = 16;  // parts that are sent for before anything is waited for
+  Elements<kCount> early[kEarly];
+#pragma unroll
+  for (int s = 0; s < kEarly; ++s)
+    if (s < slots) early[s] = parts(s);
   const int lane = lane_of_thread();
   float most = lane < slots ? slot.x : kLowest;
   const float own = most;
@@ -83,17 +95,30 @@ __device__ float merged(int slots, float2 slot, const Parts& parts, float2 last,
   float before = __shfl_up_sync(kAllLanes, most, 1);
   if (lane == 0) before = kLowest;
   const Factors of_lane{power_of_2(before - most), power_of_2(own - most)};
-  float sum = 0.f, weight = 0.f;
-#pragma unroll 4
-  for (int s = 0; s < slots; ++s) {
+  Elements<kCount> sum{};
+  float weight = 0.f;
+  const auto add = [&](Factors f, const Elements<kCount>& part) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) sum.of[i] = fold(sum.of[i], f, part.of[i]);
+  };
+  const auto add_slot = [&](int s, const Elements<kCount>& part) {
     const Factors f{__shfl_sync(kAllLanes, of_lane.sum, s),
                     __shfl_sync(kAllLanes, of_lane.part, s)};
-    sum = fold(sum, f, parts(s));
+    add(f, part);
     weight = fold(weight, f, __shfl_sync(kAllLanes, slot.y, s));
-  }
+  };
+#pragma unroll
+  for (int s = 0; s < kEarly; ++s)
+    if (s < slots) add_slot(s, early[s]);
+#pragma unroll 8
+  for (int s = kEarly; s < slots; ++s) add_slot(s, parts(s));
   most = __shfl_sync(kAllLanes, most, kWarp - 1);
   const Factors f = raise(most, last.x);
-  return fold(sum, f, last_part) / fold(weight, f, last.y);
+  add(f, last_part);
+  weight = fold(weight, f, last.y);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sum.of[i] = sum.of[i] / weight;
+  return sum;
 }
 
 // ---- tokens and their steps ------------------------------------------------------------------

@@ -17,6 +17,9 @@ struct DeviceShape {
   }
 };
 
+/// What adds to the residual stands between attention, a gate and a rotation.
+inline Side side_of(Finish f) { return paired(f) ? Side::shared : Side::registers; }
+
 /// A launch's block a multiprocessor, for its tiles.
 inline dim3 grid_of(ProductArgs& p, const DeviceShape& d, int together, int rows) {
   const int blocks = d.multiprocessors, items = items_of(p);
@@ -31,7 +34,7 @@ void launch_product(ProductArgs p, cudaStream_t stream) {
   const dim3 grid = grid_of(p, device, P::kTogether, P::kTokens * 8);
   const int rows = std::min(p.live.capacity, P::kTokens * 8);
   const int sums = P::kTiles * kSegments * rows * kTileRows * static_cast<int>(sizeof(float));
-  launch_beside(product_kernel<P>, grid,
+  launch_beside(product_kernel<P>, P::kResident == 2 ? side_of(p.finish) : Side::shared, grid,
                 list_bytes(p.most_tiles) + kSegments * P::Stages::kRingBytes + sums, stream, p);
 }
 
@@ -43,7 +46,7 @@ void launch_one_row(ProductArgs p, cudaStream_t stream) {
       list_bytes(p.most_tiles) + kSegments * P::Stages::kRingBytes + row_bytes<P>(p);
   const int room = (shared_beside(device.shared) - shared) / kTileSums / 2 * 2;
   p.batch_tiles = std::clamp(room, 2, round_up(p.most_tiles, 2));
-  launch_beside(one_row_kernel<P>, grid, shared + p.batch_tiles * kTileSums,
+  launch_beside(one_row_kernel<P>, side_of(p.finish), grid, shared + p.batch_tiles * kTileSums,
                 stream, p);
 }
 
@@ -52,11 +55,11 @@ template <class Codes, bool kBf16, int kSpans, DType kScale>
 void product_of_rows(const ProductArgs& p, cudaStream_t stream) {
   constexpr bool kFew = kSpans > 2;
   if (p.live.capacity == 1) {
-    constexpr int kTogether = Codes::kBits == 4 ? 2 : 1;
-    return launch_one_row<Product<Codes, kBf16, kSpans, kScale, 1, kTogether, 2>>(p, stream);
+    constexpr int kTiles = together<Codes>(1, kSpans);
+    return launch_one_row<Product<Codes, kBf16, kSpans, kScale, 1, kTiles, 2>>(p, stream);
   }
   if (p.live.capacity <= 8)
-    return launch_product<Product<Codes, kBf16, kSpans, kScale, 1, (kFew ? 2 : 4), 2>>(p, stream);
+    return launch_product<Product<Codes, kBf16, kSpans, kScale, 1, (kSpans > 1 ? 2 : 4), 2>>(p, stream);
   if (p.live.capacity <= 16 || kFew)
     return launch_product<Product<Codes, kBf16, kSpans, kScale, 2, (kSpans > 1 ? 4 : 8), 1>>(
         p, stream);

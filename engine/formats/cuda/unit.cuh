@@ -2,6 +2,8 @@
 // 16 outputs, tokens its 8 columns, so one token costs no more weights than eight.
 #pragma once
 
+#include <algorithm>
+
 #include "backends/cuda/device/tensor.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "formats/cuda/fragments.cuh"
@@ -43,6 +45,12 @@ __device__ inline T load_shared(uint32_t at) {
   }
 }
 
+/// Tiles that are computed at once, so that there is always something to do.
+template <class Codes>
+constexpr int together(int tokens, int spans) {
+  return tokens == 1 && Codes::kBits == 4 && spans < 2 ? 2 : 1;
+}
+
 /// How a product is computed. kSpans: scales of a row in a unit, of type kScale; 0 where a row has
 /// one or none. kTokens: groups of eight rows. kTiles: tiles of a group, which share what is loaded
 /// of the activations; even. kResident: thread blocks that shall fit on a multiprocessor, one of
@@ -54,15 +62,14 @@ struct Product {
   static constexpr bool kBf16 = kBf16_;
   static constexpr int kSpans = kSpans_, kTokens = kTokens_, kTiles = kTiles_,
                        kResident = kResident_;
-  /// Tiles that are computed at once, so that there is always something to do.
-  static constexpr int kTogether = kTokens == 1 && Codes::kBits == 4 ? 2 : 1;
+  static constexpr int kTogether = together<Codes>(kTokens, kSpans);
   static constexpr DType kScale = kScale_;
   static constexpr int kBlocks = unit_blocks(Codes::kBits), kUnit = kBlocks * kBlock;
   static constexpr int kScaleBytes = kSpans * 2 * bits(kScale) / 8;  // that a lane has of a unit
   static constexpr int kCodeBytes = kUnit * kTileRows * Codes::kBits / 8;
   static constexpr int kUnitBytes = kCodeBytes + 8 * kScaleBytes;
   static constexpr int kStages =
-      ring_bytes(kTokens) / kResident / (kSegments * kTogether * kUnitBytes);
+      std::min(8, ring_bytes(kTokens) / kResident / (kSegments * kTogether * kUnitBytes));
   using Stages = Ring<kTogether, kUnitBytes, kStages>;
 };
 

@@ -53,42 +53,42 @@ void launch_kernel(void (*kernel)(Params...), dim3 grid, unsigned threads, size_
 //
 // Kernels of a chain whose blocks fill the device once begin while the one before still runs, a
 // block of each on a multiprocessor. Two blocks of one kernel must not get into one that has room
-// for both just then, since the work of both would take twice as long, and all would wait for it.
-// So of every two kernels that follow each other, one takes more than half of the shared memory
-// and less than half of the registers, and the other one, by warps that leave at once, more than
-// half of the registers and less than half of the shared memory.
+// for both just then: the work of both would take twice as long, and all would wait for it. So a
+// kernel takes more than half of the shared memory and less than half of the registers, or, by
+// warps that leave at once, the other way round; and those that follow each other take different
+// sides, where that can be.
 
-constexpr int kReservedShared = 1024;                // of each block, by CUDA
-constexpr int kRegisters = 65536, kRegistersBeside = 112;  // of a multiprocessor; most of a thread
-constexpr unsigned kThreadsBeside = 256;             // that a kernel of a chain makes use of
+enum class Side { shared, registers };
 
-/// Bytes of shared memory that a kernel of a chain may have, of all that a multiprocessor has.
+constexpr unsigned kThreadsBeside = 256;  // that do something
+/// Registers of a thread, so that two warps in each quarter of a multiprocessor leave room for the
+/// three of the other side.
+constexpr int kRegistersBeside = 96;
+constexpr int kReservedShared = 1024;  // bytes of each block, by CUDA
+
+/// Bytes of shared memory that a kernel on the side of registers may have, of all that a
+/// multiprocessor has.
 inline int shared_beside(int all) { return all / 2 - 512 - 2 * kReservedShared; }
-
-/// Whether this launch of the calling thread is one that takes more than half of the memory.
-inline bool takes_shared() {
-  static thread_local bool turn = false;
-  return turn = !turn;
-}
 
 /// Queues a kernel of a chain, which needs so much shared memory. Threads from kThreadsBeside on
 /// leave at once.
 template <class Args>
-void launch_beside(void (*kernel)(Args), dim3 grid, int shared, cudaStream_t stream,
+void launch_beside(void (*kernel)(Args), Side side, dim3 grid, int shared, cudaStream_t stream,
                    const Args& args) {
   const int all = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  unsigned threads = kThreadsBeside;
-  if (takes_shared()) {
+  if (side == Side::shared)
     shared = std::max(shared, std::min(all / 2 + 512 - kReservedShared, most));
-  } else {
-    cudaFuncAttributes attributes{};
-    must(cudaFuncGetAttributes(&attributes, kernel), "a kernel's registers");
-    const unsigned of_warp = (attributes.numRegs + 7) / 8 * 8 * 32;
-    threads = std::max(threads, (kRegisters / 2 / of_warp + 1) * 32);
-  }
   must(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
        "shared memory");
+  unsigned threads = kThreadsBeside;
+  if (side == Side::registers) {
+    cudaFuncAttributes attributes{};
+    must(cudaFuncGetAttributes(&attributes, kernel), "a kernel's registers");
+    constexpr int kOfQuarter = 65536 / 4;
+    const int of_warp = (attributes.numRegs + 7) / 8 * 8 * 32;
+    threads = std::max(threads, 4 * 32 * (kOfQuarter / 2 / of_warp + 1u));
+  }
   launch_kernel(kernel, grid, threads, shared, stream, args);
 }
 

@@ -15,6 +15,8 @@
 namespace stepladder::cuda {
 namespace {
 
+/// Of a thread, where few rows are taken: what is left beside a kernel on the other side.
+constexpr int kRegisters = 112;
 constexpr int kTeams = 2, kCrew = kSlots / kTeams;  // blocks that share a tile
 constexpr int kEntries = kSlots + 1;  // of a row: its slots and its last step
 
@@ -187,7 +189,7 @@ __device__ bool last_through(const AttentionArgs& a) {
 }
 
 template <class S>
-__global__ void __maxnreg__(kRegistersBeside) few_rows_kernel(const __grid_constant__ TileArgs p) {
+__global__ void __maxnreg__(kRegisters) few_rows_kernel(const __grid_constant__ TileArgs p) {
   if (threadIdx.x >= kTeams * kTeam) return;
   start_next();
   extern __shared__ __align__(16) std::byte shared[];
@@ -367,7 +369,7 @@ void launch_tiles(TileArgs p, cudaStream_t stream) {
   const auto tiles = [&] { return (rows + p.block_tokens - 1) / p.block_tokens; };
   p.warp_tokens = p.block_tokens = kTile / p.heads;
   if (tiles() <= 2 && tiles() * heads <= kCounters)
-    return launch_beside(few_rows_kernel<FewRows<kDim, kBf16>>, dim3(kCrew, heads, tiles()),
+    return launch_beside(few_rows_kernel<FewRows<kDim, kBf16>>, Side::shared, dim3(kCrew, heads, tiles()),
                          FewRows<kDim, kBf16>::kSharedBytes, stream, p);
   constexpr int kBusy = 64;  // blocks
   using S = ManyRows<kDim, kBf16>;

@@ -69,21 +69,16 @@ __device__ inline float fold(float sum, Factors f, float part) {
 
 /// Elements of a row.
 template <int kCount>
-struct Elements {
+struct alignas(4 * kCount) Elements {
   float of[kCount];
 };
 
 /// Elements of a row: its slots' parts(0) to parts(slots - 1), then its last step's, divided by the
 /// row's weight. `slot` is the maximum and weight of slot `lane`, `last` of the last step. All lanes
-/// call.
-template <int kCount, class Parts>
+/// call. kAtOnce: parts that are loaded at once.
+template <int kAtOnce, int kCount, class Parts>
 __device__ Elements<kCount> merged(int slots, float2 slot, const Parts& parts, float2 last,
                                    const Elements<kCount>& last_part) {
-  constexpr int kEarly = 16;  // parts that are sent for before anything is waited for
-  Elements<kCount> early[kEarly];
-#pragma unroll
-  for (int s = 0; s < kEarly; ++s)
-    if (s < slots) early[s] = parts(s);
   const int lane = lane_of_thread();
   float most = lane < slots ? slot.x : kLowest;
   const float own = most;
@@ -101,17 +96,13 @@ __device__ Elements<kCount> merged(int slots, float2 slot, const Parts& parts, f
 #pragma unroll
     for (int i = 0; i < kCount; ++i) sum.of[i] = fold(sum.of[i], f, part.of[i]);
   };
-  const auto add_slot = [&](int s, const Elements<kCount>& part) {
+#pragma unroll kAtOnce
+  for (int s = 0; s < slots; ++s) {
     const Factors f{__shfl_sync(kAllLanes, of_lane.sum, s),
                     __shfl_sync(kAllLanes, of_lane.part, s)};
-    add(f, part);
+    add(f, parts(s));
     weight = fold(weight, f, __shfl_sync(kAllLanes, slot.y, s));
-  };
-#pragma unroll
-  for (int s = 0; s < kEarly; ++s)
-    if (s < slots) add_slot(s, early[s]);
-#pragma unroll 8
-  for (int s = kEarly; s < slots; ++s) add_slot(s, parts(s));
+  }
   most = __shfl_sync(kAllLanes, most, kWarp - 1);
   const Factors f = raise(most, last.x);
   add(f, last_part);
@@ -179,7 +170,7 @@ struct Team {
   const Token& own;
   const uint16_t *keys = nullptr, *values = nullptr;  // of the sequence and KV head in hand
   int first;                                          // row of the round that token 0 is
-  int lane, warp, barrier;                            // its own barrier of the block
+  int lane, warp;
   uint16_t* ring;
   float* scores;
   const uint16_t* q;  // what the lane loads of the tile's rows
@@ -189,8 +180,9 @@ struct Team {
   Cursor ahead;              // the step to put on its way next
   int filled;                // steps put on their way before the first is taken
 
+  /// By a barrier of the block that is the team's own.
   __device__ void sync() const {
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kTeam) : "memory");
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + threadIdx.x / kTeam), "n"(kTeam) : "memory");
   }
 
   /// Puts keys or values of a step that all rows take on their way.

@@ -81,6 +81,10 @@ void launch_beside(void (*kernel)(Args), Side side, dim3 grid, int shared, cudaS
     shared = std::max(shared, std::min(all / 2 + 512 - kReservedShared, most));
   must(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
        "shared memory");
+  // What one block needs would leave no shared memory for another.
+  must(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                            cudaSharedmemCarveoutMaxShared),
+       "the share of shared memory");
   unsigned threads = kThreadsBeside;
   if (side == Side::registers) {
     cudaFuncAttributes attributes{};

@@ -37,15 +37,17 @@ struct Place {
   int kv_head, head, heads;  // the first query head of its rows, and how many
   int base, tokens, first;   // token 0 as a row of the block of rows; of the round
 
-  __device__ Place(const TileArgs& p, unsigned tile) {
+  __device__ static Place of(const TileArgs& p, unsigned tile) {
     const AttentionArgs& a = p.args;
     const int group = a.heads / a.kv.spec.kv_heads;
     const int part = static_cast<int>(blockIdx.y) % p.parts * p.heads;
-    kv_head = static_cast<int>(blockIdx.y) / p.parts;
-    head = kv_head * group + part, heads = min(p.heads, group - part);
-    base = static_cast<int>(tile) * p.block_tokens;
-    tokens = min(live_rows(a.live) - base, p.block_tokens);
-    first = first_row(a.live) + base;
+    Place x;
+    x.kv_head = static_cast<int>(blockIdx.y) / p.parts;
+    x.head = x.kv_head * group + part, x.heads = min(p.heads, group - part);
+    x.base = static_cast<int>(tile) * p.block_tokens;
+    x.tokens = min(live_rows(a.live) - x.base, p.block_tokens);
+    x.first = first_row(a.live) + x.base;
+    return x;
   }
 };
 /// A row of a block's tiles as a token and one of its heads.
@@ -128,25 +130,32 @@ __device__ float* in_workspace(const AttentionArgs& a, int row, int head, int en
          ((int64_t{row} * a.heads + head) * kEntries + entry) * (kDim + 4);
 }
 
-/// Folds what is there of a row and head, by a warp: kCount neighbouring elements a lane.
-template <int kDim, int kCount>
-__device__ void merge_row(const AttentionArgs& a, int row, int head, int slots, int first) {
-  const float* const entries = in_workspace<kDim>(a, row, head, 0);
-  const int lane = lane_of_thread(), c = first + lane * kCount;
-  const auto weighs = [&](int e) {
-    return __ldcg(reinterpret_cast<const float2*>(entries + e * (kDim + 4) + kDim));
+/// Stores neighbouring elements of a row, from c on, folded from its entries, which are in shared
+/// memory or, one element at a time, in the workspace. All lanes call.
+template <int kDim, bool kShared>
+__device__ void merge_row(const AttentionArgs& a, const float* entries, int row, int head, int slots,
+                          int last, int c) {
+  constexpr int kCount = kShared ? 2 : 1, kAtOnce = kShared ? 1 : 8;
+  using Some = Elements<kCount>;
+  const auto load = [](auto* from) {
+    if constexpr (kShared)
+      return *from;
+    else
+      return __ldcg(from);  // other multiprocessors have written it
   };
   const auto part = [&](int e) {
     const float* const from = entries + e * (kDim + 4) + c;
-    if constexpr (kCount == 2) {
-      const float2 x = __ldcg(reinterpret_cast<const float2*>(from));
-      return Elements<kCount>{{x.x, x.y}};
-    } else {
-      return Elements<kCount>{{__ldcg(from)}};
-    }
+    if constexpr (kShared)
+      return *reinterpret_cast<const Some*>(from);
+    else
+      return Some{{load(from)}};
   };
+  const auto weighs = [&](int e) {
+    return load(reinterpret_cast<const float2*>(entries + e * (kDim + 4) + kDim));
+  };
+  const int lane = lane_of_thread();
   const float2 slot = lane < slots ? weighs(lane) : float2{kLowest, 0.f};
-  const Elements<kCount> y = merged(slots, slot, part, weighs(kSlots), part(kSlots));
+  const Some y = merged<kAtOnce>(slots, slot, part, weighs(last), part(last));
 #pragma unroll
   for (int i = 0; i < kCount; ++i)
     row_of<uint16_t>(a.out, row)[head * kDim + c + i] = to_16(a.out.dtype, y.of[i]);
@@ -188,25 +197,75 @@ __device__ bool last_through(const AttentionArgs& a) {
   return last;
 }
 
+/// What a tile's row is when it is folded: row of the block, head, and slots; -1: none.
+struct Folded {
+  int row, head, slots;
+};
+/// Folds what the blocks of a tile have in the workspace, by way of shared memory: short code, as
+/// a multiprocessor seldom has it at hand. All threads call.
+template <class S>
+__device__ void merge_tile(const TileArgs& p, const Folded* rows, std::byte* shared) {
+  const AttentionArgs& a = p.args;
+  constexpr int kPieces = S::kDim / 4 + 1, kEntry = S::kDim + 4;
+  constexpr int kAtOnce = 4;  // rows
+  static_assert(kAtOnce * kEntries * kEntry * 4 <= S::kSharedBytes);
+  float* const held = reinterpret_cast<float*>(shared);
+  for (int first = 0; first < p.warp_tokens * p.heads; first += kAtOnce) {
+    __syncthreads();
+#pragma unroll 1
+    for (int i = 0; i < kAtOnce; ++i) {
+      const Folded r = rows[first + i];
+      if (r.slots < 0) continue;
+      const float* const from = in_workspace<S::kDim>(a, r.row, r.head, 0);
+      float* const to = held + i * kEntries * kEntry;
+#pragma unroll 1
+      for (int j = static_cast<int>(threadIdx.x); j < (r.slots + 1) * kPieces; j += kTeams * kTeam) {
+        const int e = j / kPieces;
+        copy_16(to + j * 4, from + j * 4 + (e == r.slots ? (kSlots - r.slots) * kEntry : 0), true);
+      }
+    }
+    end_group();
+    wait_for_groups<0>();
+    __syncthreads();
+    constexpr int kRun = 2 * kWarp;
+#pragma unroll 1
+    for (int i = warp_of_thread(); i < kAtOnce * S::kDim / kRun; i += kTeams * kTeamWarps) {
+      const Folded r = rows[first + i % kAtOnce];
+      if (r.slots < 0) continue;
+      merge_row<S::kDim, true>(a, held + i % kAtOnce * kEntries * kEntry, r.row, r.head, r.slots,
+                               r.slots, i / kAtOnce * kRun + lane_of_thread() * 2);
+    }
+  }
+}
+
 template <class S>
 __global__ void __maxnreg__(kRegisters) few_rows_kernel(const __grid_constant__ TileArgs p) {
   if (threadIdx.x >= kTeams * kTeam) return;
   start_next();
   extern __shared__ __align__(16) std::byte shared[];
   const AttentionArgs& a = p.args;
-  const int rank = static_cast<int>(blockIdx.x), lane = lane_of_thread();
+  const int lane = lane_of_thread();
   const int in_block = warp_of_thread(), team_index = in_block / kTeamWarps;
-  const Place place(p, blockIdx.z);
+  __shared__ Place place;  // there, for want of registers
+  if (threadIdx.x == 0) place = Place::of(p, blockIdx.z);
+  __syncthreads();
   if (place.tokens <= 0) return wait_for_inputs();
   int older = INT32_MAX;
   const Token own = token_of_lane(a.rows, place, older);
+  __shared__ Folded folded[kTile];
+  if (in_block == 0) {
+    const RowOf r(p, place, lane % kTile);
+    const int slots = __shfl_sync(kAllLanes, own.slots(), r.token % kWarp);
+    if (lane < kTile)
+      folded[lane] = {place.base + r.token, place.head + r.head, r.there ? slots : -1};
+  }
   uint16_t* const q = reinterpret_cast<uint16_t*>(shared);
   Team<S> team{.p = p, .own = own, .first = place.first, .lane = lane};
-  team.warp = in_block % kTeamWarps, team.barrier = 1 + team_index;
+  team.warp = in_block % kTeamWarps;
   team.ring = q + (S::kQBytes + team_index * S::kRingBytes) / 2;
   team.scores = reinterpret_cast<float*>(shared + S::kScores + team_index * S::kScoreBytes);
   team.q = q + lane % 16 * S::kPitch + lane / 16 * 8;
-  const int slot = team_index * kCrew + rank;  // slots go to all blocks before a second team
+  const int slot = team_index * kCrew + static_cast<int>(blockIdx.x);  // slots go to all blocks before a second team
 
   unsigned left = __ballot_sync(kAllLanes, own.slot >= 0);
   for (bool waited = false; left;) {
@@ -234,10 +293,13 @@ __global__ void __maxnreg__(kRegisters) few_rows_kernel(const __grid_constant__ 
       team.begin(c);
     }
     if (!waited) {
-      if (entry < kSlots) team.fill(group.older);
-      wait_for_inputs();
-      copy_queries<S>(p, place, q);
-      if (entry < kEntries) team.fill();
+#pragma unroll 1
+      for (bool there = false;; there = true) {  // all that is attended to; first, older keys
+        if (entry < (there ? kEntries : kSlots)) team.fill(there ? INT32_MAX : group.older);
+        if (there) break;
+        wait_for_inputs();
+        copy_queries<S>(p, place, q);
+      }
       wait_for_groups<0>();
       __syncthreads();
       waited = true;
@@ -254,14 +316,7 @@ __global__ void __maxnreg__(kRegisters) few_rows_kernel(const __grid_constant__ 
     }
   }
   if (!last_through(a)) return;
-  constexpr int kCount = 2, kRun = kWarp * kCount;
-  for (int i = in_block; i < kTile * S::kDim / kRun; i += kTeams * kTeamWarps) {
-    const RowOf r(p, place, i % kTile);
-    if (!r.there) continue;
-    const int slots = __shfl_sync(kAllLanes, own.slots(), r.token);
-    merge_row<S::kDim, kCount>(a, place.base + r.token, place.head + r.head, slots,
-                               i / kTile * kRun);
-  }
+  merge_tile<S>(p, folded, shared);
 }
 
 // ---- many rows -------------------------------------------------------------------------------
@@ -272,13 +327,13 @@ __global__ void __launch_bounds__(kTeam, 2) many_rows_kernel(const __grid_consta
   extern __shared__ __align__(16) std::byte shared[];
   const AttentionArgs& a = p.args;
   const int slot = static_cast<int>(blockIdx.z), lane = lane_of_thread(), warp = warp_of_thread();
-  const Place place(p, blockIdx.x);
+  const Place place = Place::of(p, blockIdx.x);
   if (place.tokens <= 0) return wait_for_inputs();
   int older = INT32_MAX;
   const Token own = token_of_lane(a.rows, place, older);
   uint16_t* const q = reinterpret_cast<uint16_t*>(shared);
   Team<S> team{.p = p, .own = own, .first = place.first, .lane = lane, .warp = warp};
-  team.barrier = 1, team.ring = q + S::kQBytes / 2;
+  team.ring = q + S::kQBytes / 2;
   team.q = q + (warp * kTile + lane % 16) * S::kPitch + lane / 16 * 8;
   const unsigned in_warp = ((1u << p.warp_tokens) - 1) << warp * p.warp_tokens;
   // Stores what rows of tokens have summed up: in their entry, or whole where that is negative.
@@ -357,7 +412,8 @@ __global__ void merge_kernel(const __grid_constant__ TileArgs p) {
   if (row >= live_rows(a.live)) return;
   const Token token = token_of(a.rows, first_row(a.live) + row);
   if (p.whole && token.span == 1) return;
-  merge_row<kDim, 1>(a, row, head, token.slots(), warp_of_thread() * kWarp);
+  merge_row<kDim, false>(a, in_workspace<kDim>(a, row, head, 0), row, head, token.slots(), kSlots,
+                        static_cast<int>(threadIdx.x));
 }
 
 // ---- the host's side -------------------------------------------------------------------------

@@ -109,8 +109,8 @@ __device__ void open(Team<S>& team, const AttentionArgs& a, int sequence, int kv
 /// Puts the queries of a block's rows on their way; zeros where there is no row.
 template <class S>
 __device__ void copy_queries(const TileArgs& p, const Place& place, uint16_t* q) {
-  for (int i = static_cast<int>(threadIdx.x); i < S::kRows * S::kPieces;
-       i += static_cast<int>(blockDim.x)) {
+  constexpr int kThreads = S::kTogether ? kTeams * kTeam : kTeam;
+  for (int i = static_cast<int>(threadIdx.x); i < S::kRows * S::kPieces; i += kThreads) {
     const int row = i / S::kPieces, piece = i % S::kPieces;
     const RowOf r(p, place, row);
     const uint16_t* const from =

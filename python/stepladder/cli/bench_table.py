@@ -1,0 +1,113 @@
+"""A comparison as lines of 80 columns: one as each question ends, and a summary with the hierarchies ranked."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Iterator, Sequence
+
+from .bench import Hierarchy, Row, Turn
+from .verdict import Spread, spread, verdict
+
+WIDTH = 80
+
+
+def letters(count: int) -> list[str]:
+    """Short names of hierarchies: A, B, ..., and A1, ... where those do not suffice."""
+    return [string.ascii_uppercase[i % 26] + str(i // 26 or "") for i in range(count)]
+
+
+def _cells(lead: str, cells: Iterable[str]) -> str:
+    """A line of cells of 7 columns behind `lead`, going on below where it is full."""
+    lines = [lead]
+    for cell in cells:
+        if len(lines[-1]) + 8 > WIDTH:
+            lines.append(" " * len(lead))
+        lines[-1] += f" {cell:>7}"
+    return "\n".join(lines)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def legend(drafts: Sequence[str]) -> str:
+    """What the letters stand for, and the head of the lines that follow."""
+    names = letters(len(drafts))
+    return "\n".join([
+        *(f"{name}  {draft}" for name, draft in zip(names, drafts)),
+        "\n" + _cells(f"{'repeat':>6} {'question':<14} {'plain tok/s':>12}", names),
+    ])  # fmt: skip
+
+
+def turn_line(turn: Turn, drafts: Sequence[str]) -> str:
+    """How fast one question was, with each hierarchy that has been run."""
+    stats = turn.plain.stats
+    lead = (
+        f"{turn.repeat + 1:>6} {_cut(turn.question.group, 14):<14} {stats.tokens_per_second:>12.1f}"
+    )
+    return _cells(lead, (f"{turn.speedup(d):.2f}x" if d in turn.answers else "" for d in drafts))
+
+
+def summary(ways: Sequence[Hierarchy]) -> str:
+    """Groups, the hierarchies ranked, their levels, and the verdict in the last line."""
+    return "\n\n".join([_groups(ways), "\n".join(_ranking(ways)), "\n".join(_levels(ways)), verdict_of(ways)])  # fmt: skip
+
+
+def verdict_of(ways: Sequence[Hierarchy], short: bool = True) -> str:
+    """The last line; `short`: with the letters of several that are named together."""
+    letter = dict(zip((way.draft for way in ways), letters(len(ways))))
+
+    def named(drafts: list[str]) -> str:
+        return (
+            " or ".join(letter[d] for d in drafts)
+            if short and len(drafts) > 1
+            else " or ".join(drafts)
+        )
+
+    return verdict({way.draft: way.speedups for way in ways}, named)
+
+
+def _groups(ways: Sequence[Hierarchy]) -> str:
+    repeats = len(ways[0].repeats)
+    head = f"{'group':<14} {'questions':>9} {'tokens':>6} {'again':>6} {'plain tok/s':>12}"
+    lines = [_cells(head, letters(len(ways)))]
+
+    def line(name: str, rows: list[Row]) -> str:
+        one, every = rows[0], sum(rows, Row())
+        lead = f"{_cut(name, 14):<14} {one.questions // repeats:>9} {one.tokens // repeats:>6} "
+        lead += f"{one.repeated_share:>6.1%} {every.rate(every.plain_ms):>12.1f}"
+        return _cells(lead, (f"{row.speedup:.2f}x" for row in rows))
+
+    for group in ways[0].groups:
+        lines.append(line(group, [way.groups[group] for way in ways]))
+    lines.append(line("all", [way.total for way in ways]))
+    return "\n".join(
+        [*lines, "again: runs of 8 tokens that an answer held before; lookup lives on them"]
+    )
+
+
+def _ranking(ways: Sequence[Hierarchy]) -> Iterator[str]:
+    yield f"{'':<5} {'speedup':>8} {'spread':>14} {'tok/s':>8} {'tok/round':>9} {'first token':>11}  hash"
+    total = sum((way.total for way in ways), Row())
+    plain = ("plain", Spread(1, 1, 1), total.rate(total.plain_ms), 1.0, 1.0, ways[0].plain_hash)
+    rows = [plain]
+    for name, way in zip(letters(len(ways)), ways):
+        sums = way.total
+        rows.append((name, spread(way.speedups), sums.rate(sums.levels_ms), way.acceptance_length,
+                     sums.first_token_ratio, way.hash + ("" if way.equal else " DIFFERENT")))  # fmt: skip
+    for name, between, rate, length, first, hash in sorted(rows, key=lambda row: -row[1].mean):
+        shown = "" if name == "plain" else str(between)
+        yield f"{name:<5} {between.mean:>7.2f}x {shown:>14} {rate:>8.1f} {length:>9.2f} {first:>10.2f}x  {hash}"
+
+
+def _levels(ways: Sequence[Hierarchy]) -> Iterator[str]:
+    yield f"{'':<5} {'level':<26} {'rounds':>7} {'tok/round':>9} {'accepted':>8} {'draft ms':>9} {'verify ms':>9}"
+    for name, way in zip(letters(len(ways)), ways):
+        for level in way.levels:
+            if not level["rounds"]:
+                yield f"{name:<5} {_cut(level['name'], 26):<26} did not run"
+                continue
+            length = level["emitted"] / level["rounds"]
+            kept = f"{level['accepted'] / level['drafted']:.1%}" if level["drafted"] else "-"
+            yield (f"{name:<5} {_cut(level['name'], 26):<26} {level['rounds']:>7} {length:>9.2f} {kept:>8} "
+                   f"{level['draft_ms']:>9.0f} {level['verify_ms']:>9.0f}")  # fmt: skip

@@ -14,7 +14,7 @@ from ..model.model import Model
 from ..model.options import check_names
 from ..model.questions import Question
 from ..model.results import Result
-from .verdict import spread
+from .verdict import Times, speedup
 
 PLAIN = ""  # the name of decoding without levels
 
@@ -38,6 +38,7 @@ class Turn:
     """One question, once with each hierarchy and once without."""
 
     repeat: int
+    index: int
     question: Question
     answers: dict[str, Result]  # by the levels; PLAIN is without
 
@@ -91,12 +92,12 @@ def _turns(
                 answers[name] = model.generate(
                     question.messages(), draft=bool(name), seed=seed + i, **options
                 )
-            yield Turn(repeat, question, answers)
+            yield Turn(repeat, i, question, answers)
 
 
 @dataclass
 class Row:
-    """Sums over some turns of one hierarchy, in milliseconds and counts."""
+    """Sums over some questions, of the fastest repeat of each."""
 
     questions: int = 0
     tokens: int = 0
@@ -106,16 +107,6 @@ class Row:
     levels_first_ms: float = 0
     repeated: int = 0
     grams: int = 0
-
-    def add(self, plain: Result, levels: Result) -> None:
-        """Counts one turn."""
-        repeated, grams = count_grams(plain.tokens)
-        for name, value in {
-            "questions": 1, "tokens": len(plain.tokens), "plain_ms": plain.stats.decode_ms,
-            "levels_ms": levels.stats.decode_ms, "plain_first_ms": plain.stats.first_token_ms,
-            "levels_first_ms": levels.stats.first_token_ms, "repeated": repeated, "grams": grams,
-        }.items():  # fmt: skip
-            setattr(self, name, getattr(self, name) + value)
 
     def __add__(self, other: Row) -> Row:
         return Row(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
@@ -143,6 +134,23 @@ class Row:
         return asdict(self) | {name: getattr(self, name) for name in ratios}
 
 
+@dataclass
+class Asked:
+    """One question: its answer's counts, and milliseconds of each repeat, plainly and with levels."""
+
+    group: str
+    tokens: int
+    grams: tuple[int, int]  # that came again, and all
+    decode_ms: list[tuple[float, float]] = field(default_factory=list)
+    first_ms: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def row(self) -> Row:
+        plain, levels = map(min, zip(*self.decode_ms))
+        plain_first, levels_first = map(min, zip(*self.first_ms))
+        return Row(1, self.tokens, plain, levels, plain_first, levels_first, *self.grams)
+
+
 _SUMMED = ("rounds", "drafted", "accepted", "emitted", "draft_ms", "verify_ms")
 
 
@@ -151,19 +159,22 @@ class Hierarchy:
     """What was measured of one list of levels, and of plain decoding beside it."""
 
     draft: str
-    groups: dict[str, Row] = field(default_factory=dict)
-    repeats: list[Row] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
     levels: list[dict[str, Any]] = field(default_factory=list)  # names and sums of LevelStats
     hashes: list[tuple[AnswerHash, AnswerHash]] = field(default_factory=list)  # plain, with levels
 
     def add(self, turn: Turn) -> None:
         """Counts its part of a turn."""
         plain, levels = turn.plain, turn.answers[self.draft]
-        if turn.repeat == len(self.repeats):
-            self.repeats.append(Row())
+        if turn.repeat == len(self.hashes):
             self.hashes.append((AnswerHash(), AnswerHash()))
-        self.groups.setdefault(turn.question.group, Row()).add(plain, levels)
-        self.repeats[turn.repeat].add(plain, levels)
+        if turn.index == len(self.asked):
+            self.asked.append(
+                Asked(turn.question.group, len(plain.tokens), count_grams(plain.tokens))
+            )
+        asked = self.asked[turn.index]
+        asked.decode_ms.append((plain.stats.decode_ms, levels.stats.decode_ms))
+        asked.first_ms.append((plain.stats.first_token_ms, levels.stats.first_token_ms))
         for hash, answer in zip(self.hashes[turn.repeat], (plain, levels)):
             hash.add(answer.tokens, answer.logits)
         for i, level in enumerate(levels.stats.levels):
@@ -173,13 +184,19 @@ class Hierarchy:
                 self.levels[i][key] += getattr(level, key)
 
     @property
-    def total(self) -> Row:
-        return sum(self.groups.values(), Row())
+    def groups(self) -> dict[str, Row]:
+        groups: dict[str, Row] = {}
+        for asked in self.asked:
+            groups[asked.group] = groups.get(asked.group, Row()) + asked.row
+        return groups
 
     @property
-    def speedups(self) -> list[float]:
-        """One a repeat."""
-        return [row.speedup for row in self.repeats]
+    def total(self) -> Row:
+        return sum((asked.row for asked in self.asked), Row())
+
+    @property
+    def times(self) -> Times:
+        return [asked.decode_ms for asked in self.asked]
 
     @property
     def acceptance_length(self) -> float:
@@ -201,9 +218,9 @@ class Hierarchy:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        between = spread(self.speedups)
+        fast = speedup(self.times)
         groups = [{"group": name} | row.as_dict() for name, row in self.groups.items()]
-        return {"draft": self.draft, "speedup": between.mean, "speedups": self.speedups,
-                "spread": [between.low, between.high] if len(self.speedups) > 1 else None,
+        return {"draft": self.draft, "speedup": fast.value,
+                "spread": [fast.low, fast.high] if len(self.hashes) > 1 else None,
                 "acceptance_length": self.acceptance_length, "plain_hash": self.plain_hash, "hash": self.hash,
                 "equal": self.equal, "groups": groups, "levels": self.levels}  # fmt: skip

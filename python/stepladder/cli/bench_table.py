@@ -6,7 +6,7 @@ import string
 from collections.abc import Iterable, Iterator, Sequence
 
 from .bench import Hierarchy, Row, Turn
-from .verdict import Spread, spread, verdict
+from .verdict import Speedup, speedup, verdict
 
 WIDTH = 80
 
@@ -50,54 +50,53 @@ def turn_line(turn: Turn, drafts: Sequence[str]) -> str:
 
 def summary(ways: Sequence[Hierarchy]) -> str:
     """Groups, the hierarchies ranked, their levels, and the verdict in the last line."""
-    return "\n\n".join([_groups(ways), "\n".join(_ranking(ways)), "\n".join(_levels(ways)), verdict_of(ways)])  # fmt: skip
+    tables = (_groups(ways), _ranking(ways), _levels(ways), [verdict_of(ways)[1]])
+    return "\n\n".join("\n".join(table) for table in tables)
 
 
-def verdict_of(ways: Sequence[Hierarchy], short: bool = True) -> str:
-    """The last line; `short`: with the letters of several that are named together."""
+def verdict_of(ways: Sequence[Hierarchy], short: bool = True) -> tuple[list[str], str]:
+    """The hierarchies to use and the last line; `short`: with letters for several named together."""
     letter = dict(zip((way.draft for way in ways), letters(len(ways))))
 
     def named(drafts: list[str]) -> str:
-        return (
-            " or ".join(letter[d] for d in drafts)
-            if short and len(drafts) > 1
-            else " or ".join(drafts)
-        )
+        return " or ".join(letter[d] if short and len(drafts) > 1 else d for d in drafts)
 
-    return verdict({way.draft: way.speedups for way in ways}, named)
+    return verdict({way.draft: way.times for way in ways}, named)
 
 
-def _groups(ways: Sequence[Hierarchy]) -> str:
-    repeats = len(ways[0].repeats)
+def _groups(ways: Sequence[Hierarchy]) -> Iterator[str]:
     head = f"{'group':<14} {'questions':>9} {'tokens':>6} {'again':>6} {'plain tok/s':>12}"
-    lines = [_cells(head, letters(len(ways)))]
+    yield _cells(head, letters(len(ways)))
 
     def line(name: str, rows: list[Row]) -> str:
-        one, every = rows[0], sum(rows, Row())
-        lead = f"{_cut(name, 14):<14} {one.questions // repeats:>9} {one.tokens // repeats:>6} "
-        lead += f"{one.repeated_share:>6.1%} {every.rate(every.plain_ms):>12.1f}"
-        return _cells(lead, (f"{row.speedup:.2f}x" for row in rows))
+        one, plain_ms = rows[0], min(row.plain_ms for row in rows)
+        lead = (
+            f"{_cut(name, 14):<14} {one.questions:>9} {one.tokens:>6} {one.repeated_share:>6.1%} "
+        )
+        return _cells(
+            lead + f"{one.rate(plain_ms):>12.1f}", (f"{row.speedup:.2f}x" for row in rows)
+        )
 
-    for group in ways[0].groups:
-        lines.append(line(group, [way.groups[group] for way in ways]))
-    lines.append(line("all", [way.total for way in ways]))
-    return "\n".join(
-        [*lines, "again: runs of 8 tokens that an answer held before; lookup lives on them"]
-    )
+    every = [way.groups for way in ways]
+    for group in every[0]:
+        yield line(group, [groups[group] for groups in every])
+    yield line("all", [way.total for way in ways])
+    yield "of the fastest repeat of each question"
+    yield "again: runs of 8 tokens that an answer held before; lookup lives on them"
 
 
 def _ranking(ways: Sequence[Hierarchy]) -> Iterator[str]:
     yield f"{'':<5} {'speedup':>8} {'spread':>14} {'tok/s':>8} {'tok/round':>9} {'first token':>11}  hash"
-    total = sum((way.total for way in ways), Row())
-    plain = ("plain", Spread(1, 1, 1), total.rate(total.plain_ms), 1.0, 1.0, ways[0].plain_hash)
-    rows = [plain]
-    for name, way in zip(letters(len(ways)), ways):
-        sums = way.total
-        rows.append((name, spread(way.speedups), sums.rate(sums.levels_ms), way.acceptance_length,
-                     sums.first_token_ratio, way.hash + ("" if way.equal else " DIFFERENT")))  # fmt: skip
-    for name, between, rate, length, first, hash in sorted(rows, key=lambda row: -row[1].mean):
-        shown = "" if name == "plain" else str(between)
-        yield f"{name:<5} {between.mean:>7.2f}x {shown:>14} {rate:>8.1f} {length:>9.2f} {first:>10.2f}x  {hash}"
+    totals = [way.total for way in ways]
+    plain = totals[0].rate(min(total.plain_ms for total in totals))
+    rows = [("plain", Speedup(1, 1, 1), "", plain, 1.0, 1.0, ways[0].plain_hash)]
+    for name, way, total in zip(letters(len(ways)), ways, totals):
+        fast = speedup(way.times)
+        rows.append((name, fast, str(fast) if len(way.hashes) > 1 else "?", total.rate(total.levels_ms),
+                     way.acceptance_length, total.first_token_ratio,
+                     way.hash + ("" if way.equal else " DIFFERENT")))  # fmt: skip
+    for name, fast, shown, rate, length, first, hash in sorted(rows, key=lambda row: -row[1].value):
+        yield f"{name:<5} {fast.value:>7.2f}x {shown:>14} {rate:>8.1f} {length:>9.2f} {first:>10.2f}x  {hash}"
 
 
 def _levels(ways: Sequence[Hierarchy]) -> Iterator[str]:

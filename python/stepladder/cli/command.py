@@ -337,7 +337,8 @@ def _bench(args: argparse.Namespace) -> int:
     if args.json:
         for way in ways.values():
             print(json.dumps(way.as_dict()))
-        print(json.dumps({"verdict": verdict_of([*ways.values()], short=False)}))
+        use, line = verdict_of([*ways.values()], short=False)
+        print(json.dumps({"use": use, "verdict": line}))
     else:
         print("\n" + summary([*ways.values()]))
     return 0 if all(way.equal for way in ways.values()) else FAILED

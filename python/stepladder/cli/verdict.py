@@ -1,70 +1,76 @@
-"""Which hierarchy to use: what repeats of one comparison say for certain, and what they do not."""
+"""Which hierarchy to use: what several repeats of one comparison say, and what they leave open."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-# Student's t: the mean of n + 1 values lies within so many standard errors, 19 times in 20.
-_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+# A lead below this is none: another run would say something else.
+MARGIN = 1.02
+
+# Milliseconds of [question][repeat], plainly and with levels.
+Times = Sequence[Sequence[tuple[float, float]]]
 
 
-class Spread(NamedTuple):
-    """A ratio measured several times: its mean, and between which bounds it lies 19 times in 20."""
+class Speedup(NamedTuple):
+    """Of the fastest repeat of each question, and the least and the most of it were any one repeat missing."""
 
-    mean: float
+    value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return "?" if math.isinf(self.high) else f"{self.low:.2f} to {self.high:.2f}"
+        return f"{self.low:.2f} to {self.high:.2f}"
 
 
-def spread(ratios: Sequence[float]) -> Spread:
-    """Of ratios above 0, by their logarithms. One alone tells no bounds."""
-    logs = [math.log(r) for r in ratios]
-    mean = sum(logs) / len(logs)
-    if len(logs) < 2:
-        return Spread(math.exp(mean), 0.0, math.inf)
-    variance = sum((x - mean) ** 2 for x in logs) / (len(logs) - 1)
-    reach = _STUDENT[min(len(logs) - 1, len(_STUDENT)) - 1] * math.sqrt(variance / len(logs))
-    return Spread(*(math.exp(x) for x in (mean, mean - reach, mean + reach)))
+def speedup(times: Times) -> Speedup:
+    """Of all questions together. A machine that is busy with other things only ever adds time, so the
+    fastest of several repeats says most. One repeat alone has no bounds."""
+    repeats = len(times[0])
+    without = (
+        [_best(times, skip) for skip in range(repeats)] if repeats > 1 else [0.0, float("inf")]
+    )
+    return Speedup(_best(times), min(without), max(without))
+
+
+def _best(times: Times, skip: int = -1) -> float:
+    """The quotient of the sums of the least times, one repeat left out."""
+    kept = [[pair for r, pair in enumerate(each) if r != skip] for each in times]
+    plain, levels = (sum(min(pair[i] for pair in each) for each in kept) for i in (0, 1))
+    return plain / levels if levels else 1.0
+
+
+def _leads(a: Times, b: Times) -> bool:
+    """Whether `a` is faster than `b` by more than the margin, whichever repeat is left out."""
+    skips = range(-1, len(a[0]))
+    return all(_best(a, skip) > MARGIN * _best(b, skip) for skip in skips)
 
 
 def verdict(
-    speedups: dict[str, Sequence[float]], named: Callable[[list[str]], str] = " or ".join
-) -> str:
-    """One line. `speedups`: of each hierarchy over plain decoding, one a repeat. `named`: how one or
-    several of them are written.
+    ways: dict[str, Times], named: Callable[[list[str]], str] = " or ".join
+) -> tuple[list[str], str]:
+    """The hierarchies to use and one line that says so. `ways`: the times of each, of the same questions
+    as often; `named`: how one or several of them are written.
 
-    A hierarchy is named if it is faster than plain decoding for certain, and if it leads every other
-    that is, repeat by repeat: what slows the machine down for a while slows them all.
+    What is named is faster than plain decoding by more than the margin, whichever repeat is left out;
+    one alone if it leads each of the others so too.
     """
-    if min(len(s) for s in speedups.values()) < 2:
-        return "One repeat shows no spread; --repeats 2 or more tell which levels to use."
-    spreads = {name: spread(s) for name, s in speedups.items()}
-    ranked = sorted(spreads, key=lambda name: -spreads[name].mean)
-    faster = [name for name in ranked if spreads[name].low > 1]
+    if min(len(times[0]) for times in ways.values()) < 2:
+        return [], "One repeat shows no spread; --repeats 2 or more tell which levels to use."
+    speedups = {name: speedup(times) for name, times in ways.items()}
+    ranked = sorted(speedups, key=lambda name: -speedups[name].value)
+    best = speedups[ranked[0]]
+    faster = [name for name in ranked if min(speedups[name][:2]) > MARGIN]
     if not faster:
-        best = spreads[ranked[0]]
-        if all(s.high < 1 for s in spreads.values()):
-            return (
-                f"Use no levels here: plain decoding is faster (at best {best.mean:.2f}x, {best})."
-            )
+        how = "is faster" if best.high < 1 / MARGIN else "overlaps"
+        return [], f"Use no levels here: {best.value:.2f}x ({best}) at best, plain decoding {how}."
+    first = faster[0]
+    equals = [name for name in ways if name in faster and not _leads(ways[first], ways[name])]
+    if len(equals) > 1:  # in the order given, which is the same next time
+        least = min(speedups[name].value for name in equals)
         return (
-            f"Use no levels here: at best {best.mean:.2f}x ({best}), which plain decoding overlaps."
+            equals,
+            f"Use {named(equals)}: {least:.2f}x plain decoding or more; their spreads overlap.",
         )
-    first, *others = faster
-    close = [name for name in others if _lead(speedups, first, name).low <= 1]
-    if close:
-        # In the order given, which is the same next time.
-        equals = [name for name in speedups if name in (first, *close)]
-        slowest = min(spreads[name].mean for name in equals)
-        return f"Use {named(equals)}: {slowest:.2f}x plain decoding or more; their spreads overlap."
-    best = spreads[first]
-    return f"Use {named([first])}: {best.mean:.2f}x plain decoding ({best})."
-
-
-def _lead(speedups: dict[str, Sequence[float]], first: str, other: str) -> Spread:
-    return spread([a / b for a, b in zip(speedups[first], speedups[other])])
+    best = speedups[first]
+    return equals, f"Use {named(equals)}: {best.value:.2f}x plain decoding ({best})."

@@ -147,12 +147,15 @@ def _generate(args: argparse.Namespace) -> int:
     if not prompt:
         raise InvalidArgumentError("prompt: it is empty")
     with _load(args, args.draft) as model:
-        if not args.raw and model.text.has_template:
-            system = [{"role": "system", "content": args.system}] if args.system is not None else []
-            prompt = [*system, {"role": "user", "content": prompt}]
-        elif args.system is not None:
-            raise InvalidArgumentError("--system needs a model with a chat template, and no --raw")
-        stream = model.stream(prompt, **_request(args))
+        raw = args.raw or not model.text.has_template
+        if args.system is not None:
+            if raw:
+                raise InvalidArgumentError(
+                    "--system needs a model with a chat template, and no --raw"
+                )
+            said = ("system", args.system), ("user", prompt)
+            prompt = [{"role": role, "content": text} for role, text in said]
+        stream = model.stream(prompt, raw=raw, **_request(args))
         parts: list[Any] = []
         with interruptible(stream):
             for piece in stream:
@@ -292,12 +295,10 @@ def _verify(args: argparse.Namespace) -> int:
         with _opening():
             line = fixed(draft)
         with _load(args, line, args.sequences) as model:
-            prompts = [_as_prompt(model, t) for t in texts]
             name = draft or "no levels"
             with bar(name, bytes=False) as progress:
-                report = compare(
-                    model, prompts, side_by_side=args.sequences, progress=progress, **options
-                )
+                report = compare(model, list(texts), side_by_side=args.sequences, progress=progress,
+                                 raw=not model.text.has_template, **options)  # fmt: skip
         equal = equal and report.equal
         if args.json:
             print(
@@ -309,10 +310,6 @@ def _verify(args: argparse.Namespace) -> int:
         else:
             print(f"{name}: {report}", flush=True)
     return 0 if equal else FAILED
-
-
-def _as_prompt(model: Model, text: str) -> Any:
-    return [{"role": "user", "content": text}] if model.text.has_template else text
 
 
 def _bench(args: argparse.Namespace) -> int:

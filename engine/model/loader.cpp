@@ -323,7 +323,8 @@ class ModelLoader {
     if (!backend_.on_host()) hand_over(m);
   }
 
-  /// Codes and scales are finite each, but their product may not be.
+  /// Codes and scales are finite each, but their product may not be where a format's reader does
+  /// not see to it.
   void check_finite(const std::string& name, const WeightRows& rows,
                     std::span<const float> values) const {
     const auto bad =

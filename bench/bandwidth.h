@@ -12,8 +12,8 @@ class BandwidthMeter {
  public:
   BandwidthMeter(int threads, size_t bytes);
   ~BandwidthMeter();
-  /// Bytes a second: the median of a few passes, with or without fetching ahead, whichever is more;
-  /// about half a second in all.
+  /// Bytes a second: of the fastest of a few passes, with and without fetching ahead, since a
+  /// ceiling is what nothing passes; about half a second in all.
   double sample();
 
  private:

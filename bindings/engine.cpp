@@ -11,6 +11,9 @@
 #include <algorithm>
 #include <chrono>
 #include <optional>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "arrivals.h"
 #include "bindings.h"
@@ -127,6 +130,14 @@ std::shared_ptr<Engine> load(const std::string& directory, Options options, nb::
   }
   if (PyErr_CheckSignals()) throw nb::python_error();
   return engine;
+}
+
+/// Gives the system what the C library keeps of freed memory: pieces of a tokenizer that a load has
+/// read in vain lie between others, in arenas of threads that have ended.
+void trim_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 std::shared_ptr<PythonStream> submit(std::shared_ptr<Engine> engine, const Request& request) {
@@ -340,6 +351,8 @@ void bind_engine(nb::module_& m) {
   m.def("close_down", &close_down,
         "Before the interpreter ends: waits for the threads that are inside the engine, and lets "
         "nobody in any more.");
+  m.def("trim_memory", &trim_memory, nb::call_guard<Released>(),
+        "Gives the system what the C library keeps of freed memory.");
   nb::class_<Engine>(m, "Engine", "A loaded model with its levels.")
       .def_static("load", &load, "directory"_a, "options"_a, "progress"_a.none() = nb::none())
       .def(

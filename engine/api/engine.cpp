@@ -113,6 +113,7 @@ class Loader {
         bytes += level.bytes;
       }
     options.progress = progress_.part(bytes);
+    options.notes = &notes_;
     const auto models = load_models(backend_, *s.checkpoint, s.config, options, casts);
     size_t cast = 0;
     for (size_t k = 0; k < plan_.levels.size(); ++k)
@@ -198,6 +199,7 @@ class Loader {
     info.layers = c.layers, info.width = c.width;
     info.parameters = loaded_[0].model->parameters();
     info.end_tokens = c.end_tokens, info.notes = plan_.notes;
+    info.notes.insert(info.notes.end(), notes_.begin(), notes_.end());
     for (size_t k = 0; k < loaded_.size(); ++k) {
       const Loaded& l = loaded_[k];
       LevelInfo out;
@@ -237,6 +239,7 @@ class Loader {
   const LoadPlan& plan_;
   Backend& backend_;
   Progress progress_;
+  std::vector<std::string> notes_;                    // of reading
   std::vector<std::shared_ptr<const Model>> models_;  // by level
   std::shared_ptr<RuleTable> rules_;
   std::vector<Loaded> loaded_;

@@ -64,7 +64,7 @@ class Int8Reader final : public WeightReader {
                  some = per_tensor_ ? 1 : groups * count;
     const float* scales =
         read_floats(checkpoint_, scales_, {from, some}, memory.stored_scales, memory.values);
-    check_scales(checkpoint_, scales_, from, {scales, some}, false);
+    check_scales(checkpoint_, scales_, from, {scales, some}, false, 128);
     float* each = memory.scales.take<float>(groups * count);
     for (size_t i = 0; i < groups * count; ++i) each[i] = scales[per_tensor_ ? 0 : i];
     if (first == 0) {

@@ -286,16 +286,22 @@ void check_absent(const Checkpoint& c, const std::string& prefix,
 }
 
 void check_scales(const Checkpoint& c, const std::string& name, size_t first,
-                  std::span<const float> scales, bool negative) {
+                  std::span<const float> scales, bool negative, float largest_code) {
+  const float most = FLT_MAX / largest_code;
   bool all = true;  // by a loop that vectorizes
   for (const float x : scales)
-    all &= (std::fabs(x) > 0) & (std::fabs(x) <= FLT_MAX) & (negative | (x > 0));
+    all &= (std::fabs(x) > 0) & (std::fabs(x) <= most) & (negative | (x > 0));
   if (all) return;
-  for (size_t i = 0; i < scales.size(); ++i)
+  for (size_t i = 0; i < scales.size(); ++i) {
     check(std::isfinite(scales[i]) && scales[i] != 0 && (negative || scales[i] > 0),
           Code::model_format, tensor_place(c, name), ": scale ", first + i, " is ", scales[i],
           "; scales must be finite and ", negative ? "not zero" : "positive",
           "; the file is damaged or was badly quantized");
+    check(std::fabs(scales[i]) <= most, Code::model_format, tensor_place(c, name), ": scale ",
+          first + i, " is ", scales[i],
+          ", which makes weights that no float can hold of codes up to ", largest_code,
+          "; the file is damaged or was badly quantized");
+  }
 }
 
 void check_group(const Checkpoint& c, const std::string& prefix, int k, int group) {

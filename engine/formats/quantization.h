@@ -47,9 +47,10 @@ std::ostream& operator<<(std::ostream&, const TensorPlace&);
 void check_absent(const Checkpoint&, const std::string& prefix,
                   std::span<const char* const> suffixes, const Storage&);
 /// Throws Error(model_format) naming the tensor and the first scale that is not finite, is zero,
-/// or is negative unless `negative` is allowed; they are the tensor's from `first` on.
+/// is negative unless `negative` is allowed, or makes an infinite weight of a code of magnitude
+/// `largest_code`; they are the tensor's from `first` on.
 void check_scales(const Checkpoint&, const std::string& name, size_t first,
-                  std::span<const float> scales, bool negative);
+                  std::span<const float> scales, bool negative, float largest_code);
 /// Throws unless `group` divides k.
 void check_group(const Checkpoint&, const std::string& prefix, int k, int group);
 /// The type of a tensor that need() found to be one of BF16, F16, F32.

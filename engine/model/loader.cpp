@@ -2,6 +2,7 @@
 // all memory is taken. Then threads take some rows after the others, in the order of the layers,
 // read them, cast them where a copy asks for it, and pack them where they stay.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <deque>
 #include <mutex>
@@ -117,6 +118,10 @@ class ModelLoader {
                   " was cancelled");
         });
     backend_.wait();
+    if (options_.notes && below_zero_)
+      options_.notes->push_back(
+          std::to_string(below_zero_) + " of " + std::to_string(scales_) +
+          " scales of 4-bit integers are below zero; they count with their sign");
   }
 
  private:
@@ -284,10 +289,19 @@ class ModelLoader {
   }
 
   /// Any thread.
+  /// Quantizers that map the value of largest magnitude to -8 write scales of either sign; others
+  /// none below zero, and a file with a few is worth a word.
+  void count_signs(const WeightRows& rows) {
+    const size_t n = rows.desc.groups(rows.k) * rows.count;
+    scales_ += n;
+    below_zero_ += std::count_if(rows.scales, rows.scales + n, [](float x) { return x < 0; });
+  }
+
   void load(const Unit& unit, RowMemory& memory) {
     Matrix& m = *unit.matrix;
     if (!backend_.on_host()) std::call_once(m.staged, [&] { stage(m); });
     WeightRows rows = unit.part->read(unit.first, unit.count, memory);
+    if (rows.desc.code == DType::i4) count_signs(rows);
     rows.n = m.n, rows.first += unit.above;
     for (Copy& copy : m.copies) {
       std::byte* const out = backend_.on_host() ? copy.memory : copy.staged.data();
@@ -309,7 +323,8 @@ class ModelLoader {
     if (!backend_.on_host()) hand_over(m);
   }
 
-  /// Codes and scales are finite each, but their product may not be.
+  /// Codes and scales are finite each, but their product may not be where a format's reader does
+  /// not see to it.
   void check_finite(const std::string& name, const WeightRows& rows,
                     std::span<const float> values) const {
     const auto bad =
@@ -362,8 +377,9 @@ class ModelLoader {
   Matrix* head_ = nullptr;
   std::vector<std::pair<Linear*, Matrix*>> copies_;  // of the model that is being added
   std::vector<Unit> units_;
-  std::mutex mutex_;                           // of what is spare, and of uploads
-  std::vector<std::vector<std::byte>> spare_;  // by rising size
+  std::atomic<size_t> scales_{0}, below_zero_{0};  // of 4-bit integers that were read
+  std::mutex mutex_;                               // of what is spare, and of uploads
+  std::vector<std::vector<std::byte>> spare_;      // by rising size
 };
 
 Model::Model(const ModelConfig& config, std::shared_ptr<const Model> shared)

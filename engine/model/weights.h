@@ -34,6 +34,7 @@ struct ModelOptions : Cast {
   int threads = 0;       // that read and pack; 0 = usable_cores()
   /// Bytes packed so far and in all, on the calling thread; false aborts with Error(cancelled).
   std::function<bool(size_t done, size_t total)> progress;
+  std::vector<std::string>* notes = nullptr;  // gets what reading met and loading goes on with
 };
 
 /// Immutable after load; any number of levels may run one Model.

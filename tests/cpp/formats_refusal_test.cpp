@@ -49,6 +49,16 @@ std::function<MemoryCheckpoint()> scale(Make make, const std::string& tensor, T 
     c.add(kLayer + tensor, info.dtype, info.shape, values);
   });
 }
+/// The same with scales of 1 in F32.
+template <class Make>
+std::function<MemoryCheckpoint()> in_f32(Make make, const std::string& tensor) {
+  return with(make, [=](MemoryCheckpoint& c) {
+    const TensorInfo info = *c.find(kLayer + tensor);
+    size_t n = 1;
+    for (const int64_t d : info.shape) n *= size_t(d);
+    c.add(kLayer + tensor, "F32", info.shape, std::vector<float>(n, 1));
+  });
+}
 /// The same with a tensor of another layout beside the right ones.
 template <class Make>
 std::function<MemoryCheckpoint()> plus(Make make, const std::string& tensor) {
@@ -321,10 +331,27 @@ std::vector<Refusal> refusals() {
                  scale<uint16_t>(kW8, ".weight_scale", to_bf16(-1)),
                  bad,
                  {"weight_scale"}});
+  // scales that are finite, of weights that are not
+  out.push_back({"gptq_scale_too_large",
+                 scale<float>(in_f32(kGptq, ".scales"), ".scales", -1e38f),
+                 bad,
+                 {kLayer + ".scales", "scale 5", "no float"}});
+  out.push_back({"int4_scale_too_large",
+                 scale<float>(in_f32(packed_int4, ".weight_scale"), ".weight_scale", 1e38f),
+                 bad,
+                 {kLayer + ".weight_scale", "scale 5", "no float"}});
+  out.push_back({"int8_scale_too_large",
+                 scale<float>(in_f32(kW8, ".weight_scale"), ".weight_scale", 1e37f),
+                 bad,
+                 {kLayer + ".weight_scale", "scale 5", "no float"}});
+  out.push_back({"mxfp4_scale_too_large",
+                 scale<uint8_t>(packed_mxfp4, ".weight_scale", 253),
+                 bad,
+                 {"weight_scale", "E8M0 253", "too large"}});
   out.push_back({"mxfp4_scale_nan",
                  scale<uint8_t>(packed_mxfp4, ".weight_scale", 255),
                  bad,
-                 {"weight_scale", "255"}});
+                 {"weight_scale", "NaN", "255"}});
   return out;
 }
 

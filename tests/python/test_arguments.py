@@ -415,20 +415,6 @@ def test_formats_are_names(tiny_dir, tmp_path, value):
             stepladder.quantize(tiny_dir, tmp_path / "out", format="w4a16", group=value)
 
 
-@pytest.mark.parametrize("value", [5, "1", None, 1.5, True], ids=str)
-def test_bench_arguments_of_wrong_types(tiny_model, value):
-    from stepladder.cli.bench import run
-    from stepladder.model.questions import BUILT_IN
-
-    if value != 5:
-        with refused(InvalidArgumentError, "seed"):
-            run(tiny_model, "lookup", BUILT_IN, seed=value)
-    with refused(InvalidArgumentError, "bench", "max_tokens"):
-        run(tiny_model, "lookup", BUILT_IN, max_token=value)
-    with refused(InvalidArgumentError, "questions"):
-        run(tiny_model, "lookup", [])
-
-
 @pytest.mark.parametrize(
     "prompt",
     [

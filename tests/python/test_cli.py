@@ -207,22 +207,6 @@ def test_verify_fails_where_something_differs(capsys, tiny_dir, monkeypatch):
     assert hashes[0] != hashes[1]
 
 
-def test_bench_prints_a_row_a_group(capsys, tiny_dir, questions):
-    arguments = ["--questions", questions, "--tokens", 24, "--ignore-eos", "--draft", "lookup"]
-    code, out, err = run(capsys, "bench", tiny_dir, *arguments)
-    assert code == 0 and err == ""
-    assert (
-        "multi-turn" in out and "qa" in out and "mean of groups" in out and out.count("hash=") == 2
-    )
-    code, out, _ = run(capsys, "bench", tiny_dir, *arguments, "--json")
-    table = json.loads(out)
-    assert table["equal"] and [g["questions"] for g in table["groups"]] == [2, 3]
-    assert all(g["tokens"] == 24 * g["questions"] and g["speedup"] > 0 for g in table["groups"])
-    assert all(
-        g["acceptance_length"] >= 1 and 0 <= g["repeated_share"] <= 1 for g in table["groups"]
-    )
-
-
 def test_count_grams():
     from stepladder._core import count_grams
 

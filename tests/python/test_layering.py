@@ -20,7 +20,9 @@ MAX_BYTES = 1 << 20
 STANDARD = re.compile(
     r"<([a-z_0-9]+|(assert|errno|limits|math|stdbool|stddef|stdint|stdio|stdlib|string)\.h)>"
 )
-MACHINE = re.compile(r"<(unistd|fcntl|sched|pthread|errno|cpuid|\w+intrin|sys/\w+|linux/\w+)\.h>")
+MACHINE = re.compile(
+    r"<(unistd|fcntl|sched|pthread|errno|cpuid|\w+intrin|malloc|sys/\w+|linux/\w+)\.h>"
+)
 JSON = re.compile(r"<nlohmann/json(_fwd)?\.hpp>")
 NANOBIND = re.compile(r"<nanobind/[\w/]+\.h>")
 DEVICE = re.compile(r"<((cuda\w*|cooperative_groups|mma)(/\w+)?(\.h)?|dlfcn\.h)>")

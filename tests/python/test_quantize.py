@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -19,6 +20,7 @@ from stepladder import (
     quantize,
 )
 from stepladder.files.compressed_tensors import LAYOUTS
+from stepladder.files.output import SafetensorsWriter, TensorSpec
 
 FORMAT_BITS = {"w8a16": 8, "w8a8": 8, "w4a16": 4, "mxfp4": 4}
 
@@ -251,3 +253,43 @@ def test_force_deletes_nothing_that_belongs_to_no_model(tiny_dir, tmp_path):
     (tmp_path / "out" / "README.md").write_text("a card")
     quantize(tiny_dir, tmp_path / "out", "w4a16", force=True)
     assert stepladder.inspect(tmp_path / "out").levels[0].format == "w4a16"
+
+
+def test_a_load_says_that_4_bit_scales_are_below_zero(tiny_dir, tmp_path):
+    """Ours have either sign. Of a file that has none below zero nothing is said; what is below zero
+    counts with its sign, so that codes of the other sign give the same tokens."""
+    quantize(tiny_dir, tmp_path / "ours", "w4a16")
+    weights = reference.Weights(tmp_path / "ours")
+    types = {"I32": "<i4", "I64": "<i8", "BF16": "<u2"}
+    raw = {n: np.frombuffer(d, types[t]).reshape(s) for n, (t, s, d) in weights._raw.items()}
+    for name, sign in (("positive", 0), ("mirrored", 0x8000)):
+        shutil.copytree(tmp_path / "ours", tmp_path / name)
+        tensors = dict(raw)
+        for scale in [n for n in raw if n.endswith("weight_scale")]:
+            tensors[scale] = raw[scale] & 0x7FFF | sign
+            codes = scale.replace("weight_scale", "weight_packed")
+            # As value + 8; no code is -8, which has no other sign.
+            bytes = raw[codes].view("u1")
+            low, high = (np.maximum(half, 1) for half in (bytes & 15, bytes >> 4))
+            if sign:
+                low, high = 16 - low, 16 - high
+            tensors[codes] = (low | high << 4).astype("u1").view("<i4")
+        kinds = {n: t for n, (t, _, _) in weights._raw.items()}
+        writer = SafetensorsWriter(
+            tmp_path / name, [TensorSpec(n, kinds[n], v.shape) for n, v in tensors.items()]
+        )
+        for n, value in tensors.items():
+            writer.write(n, value.tobytes())
+        writer.close()
+    said, tokens = {}, {}
+    for name in ("ours", "positive", "mirrored"):
+        with stepladder.load(tmp_path / name, threads=2) as model:
+            notes = [note for note in model.info.notes if "below zero" in note]
+            said[name] = [[int(x) for x in re.findall(r"\d+", note)[:2]] for note in notes]
+            tokens[name] = model.generate("the", max_tokens=24, ignore_eos=True).tokens
+    every = sum(v.size for n, v in raw.items() if n.endswith("weight_scale"))
+    assert said["positive"] == [] and said["mirrored"] == [[every, every]]
+    assert said["ours"] == [
+        [sum((v >> 15).sum() for n, v in raw.items() if n.endswith("weight_scale")), every]
+    ]
+    assert tokens["positive"] == tokens["mirrored"] != tokens["ours"]

@@ -254,3 +254,35 @@ def test_the_verdict_does_not_depend_on_time(monkeypatch):
     text = template.render(conversation(200), True, {})
     monkeypatch.undo()
     assert text == template.render(conversation(200), True, {})
+
+
+def test_sums_are_what_they_are_to_jinja():
+    """Of texts, numbers and lists, however many; what is not defined is refused as ever."""
+    assert render("{{ 1 + 2 + 3 * 4 - 5 + 1 }} {{ ([1] + [2] + [3]) | length }}") == "11 3"
+    assert (
+        render("{{ 'a' + ('b' + 'c') + 'd' + 'e' * 2 }}{% set x = 'f' + 'g' %}{{ x }}")
+        == "abcdeefg"
+    )
+    assert render("{{ ('a' + 'b' + 'c').upper() + ('d' + 'e')[1] }}") == "ABCe"
+    for source in (
+        "{{ 'a' + 1 }}",
+        "{{ 'a' + 'b' + 1 }}",
+        "{{ 'a' + nothing + 'b' }}",
+        "{{ [1] + 'a' + 'b' }}",
+    ):
+        with pytest.raises(ModelFormatError, match="fails"):
+            render(source)
+
+
+def test_marks_go_along_with_sums_and_trimmed_texts():
+    from stepladder.text.provenance import marked, mask_of
+
+    messages = marked([{"role": "user", "content": "  no  "}])
+    source = "{{ 'a' + messages[0].role + messages[0].content | trim + 'b' }}"
+    text = render(source, messages)
+    assert str(text) == "ausernob" and mask_of(text) == b"\0" * 5 + b"\1\1" + b"\0"
+    for content in ("", "   ", "x", " x", "x ", "a b"):
+        [trimmed] = marked([content])
+        assert trimmed.strip() == content.strip() and len(trimmed.strip().mask) == len(
+            content.strip()
+        )

@@ -16,6 +16,7 @@ namespace stepladder {
 namespace {
 
 constexpr int kGroup = 32;
+constexpr int kLargestExponent = 127 + 125;  // 6 * 2^125, the code of most magnitude, is finite
 constexpr FormatDesc kDesc{"mxfp4", DType::e2m1, kGroup, true, DType::e8m0};
 
 bool recognises(const Checkpoint& c, const std::string& prefix) {
@@ -46,8 +47,10 @@ class Reader final : public WeightReader {
                            std::as_writable_bytes(std::span(exponents, groups * count)));
     float* scales = memory.scales.take<float>(groups * count);
     for (size_t i = 0; i < groups * count; ++i) {
-      check(exponents[i] != 255, Code::model_format, tensor_place(checkpoint_, scales_), ": scale ",
-            groups * first + i, " is NaN (E8M0 255); the file is damaged or was badly quantized");
+      check(exponents[i] <= kLargestExponent, Code::model_format,
+            tensor_place(checkpoint_, scales_), ": scale ", groups * first + i, " is ",
+            exponents[i] == 255 ? "NaN" : "too large for weights that a float holds", " (E8M0 ",
+            int(exponents[i]), "); the file is damaged or was badly quantized");
       scales[i] = from_e8m0(exponents[i]);
     }
     if (first == 0) check_compressed_companions(checkpoint_, prefix_, n(), k());

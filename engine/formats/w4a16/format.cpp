@@ -77,7 +77,7 @@ class GptqReader final : public WeightReader {
                                         memory.stored_scales, memory.values);
     float* scales = memory.scales.take<float>(groups * some);
     for (size_t g = 0; g < groups; ++g) {
-      check_scales(checkpoint_, scales_, g * all + first, {by_group + g * some, some}, true);
+      check_scales(checkpoint_, scales_, g * all + first, {by_group + g * some, some}, true, 8);
       for (size_t r = 0; r < some; ++r) scales[r * groups + g] = by_group[g * some + r];
     }
     if (first == 0) {
@@ -125,7 +125,7 @@ class PackedReader final : public WeightReader {
     checkpoint_.read_slice(codes_, {row * first, row * count}, {codes, row * count});
     const float* scales = read_floats(checkpoint_, scales_, {groups * first, groups * count},
                                       memory.stored_scales, memory.scales);
-    check_scales(checkpoint_, scales_, groups * first, {scales, groups * count}, true);
+    check_scales(checkpoint_, scales_, groups * first, {scales, groups * count}, true, 8);
     if (first == 0) {
       check_compressed_companions(checkpoint_, prefix_, n(), k());
       check_trivial_order(checkpoint_, prefix_ + ".weight_g_idx", k(), desc().group, reordered_);

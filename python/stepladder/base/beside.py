@@ -50,4 +50,5 @@ class Beside(Generic[_Value]):
 
     def __exit__(self, *_: object) -> None:
         self.wait()
+        self._value = None  # of nobody who has not asked for it
         self._error = None  # which holds the frames it came through, and they this object

@@ -1,169 +1,226 @@
-"""Plain decoding and a hierarchy over questions, alternating, as one table of ratios."""
+"""Plain decoding and hierarchies over questions, in turn and several times: times, texts, counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .._core import AnswerHash, count_grams
-from ..base.arguments import callback, whole
-from ..base.errors import InvalidArgumentError
+from ..base.arguments import whole
+from ..base.errors import Error, InvalidArgumentError
+from ..model.levels import to_specs
 from ..model.model import Model
 from ..model.options import check_names
 from ..model.questions import Question
 from ..model.results import Result
+from .verdict import Times, speedup
+
+PLAIN = ""  # the name of decoding without levels
+
+
+def check_drafts(drafts: Sequence[str]) -> None:
+    """Refuses the first line of levels that cannot be, or that is there twice, by its place."""
+    for i, draft in enumerate(drafts):
+        place = f"--draft {i + 1} of {len(drafts)} ({draft})"
+        if draft in drafts[:i]:
+            raise InvalidArgumentError(f"{place}: the same levels twice; leave one out")
+        try:
+            specs = to_specs(draft)
+        except Error as error:
+            raise type(error)(f"{place}: {error}") from None
+        if not specs:
+            raise InvalidArgumentError(f"{place}: no levels; plain decoding is always measured")
+
+
+@dataclass
+class Turn:
+    """One question, once with each hierarchy and once without."""
+
+    repeat: int
+    index: int
+    question: Question
+    answers: dict[str, Result]  # by the levels; PLAIN is without
+
+    @property
+    def plain(self) -> Result:
+        return self.answers[PLAIN]
+
+    def speedup(self, draft: str) -> float:
+        """Of decoding, behind the first token."""
+        return ratio(self.plain.stats.decode_ms, self.answers[draft].stats.decode_ms)
+
+
+def ratio(over: float, under: float) -> float:
+    """A quotient of sums of times or counts; 1 where neither is anything."""
+    return over / under if under else 1.0
+
+
+def turns(
+    models: dict[str, Model],
+    questions: Sequence[Question],
+    *,
+    repeats: int = 5,
+    seed: int = 0,
+    **options: Any,
+) -> Iterator[Turn]:
+    """Every question `repeats` times with the levels of each model and plainly, one after the other;
+    who goes first rotates, and so does the model that decodes plainly."""
+    check_names("bench", options, more=("seed", "repeats"))
+    seed = whole("seed", seed, 0, (1 << 64) - 1)
+    repeats = whole("repeats", repeats, 1, 1000)
+    if not questions:
+        raise InvalidArgumentError("questions: there are none")
+    return _turns(models, list(questions), repeats, seed, options)
+
+
+def _turns(
+    models: dict[str, Model], questions: list[Question], repeats: int, seed: int, options: Any
+) -> Iterator[Turn]:
+    names, all_models = [PLAIN, *models], list(models.values())
+    for model in all_models:  # what levels learn from their first rounds is not the machine's speed
+        for draft in (False, True):
+            model.generate(questions[0].messages(), draft=draft, seed=seed, **options)
+    for repeat in range(repeats):
+        for i, question in enumerate(questions):
+            answers = {}
+            for k in range(len(names)):
+                name = names[(repeat + i + k) % len(names)]
+                model = models[name] if name else all_models[(repeat + i) % len(all_models)]
+                # A different beginning in between: no prompt is in the cache from a turn before.
+                model.generate(f"{repeat} {i} {k}", draft=False, max_tokens=1)
+                answers[name] = model.generate(
+                    question.messages(), draft=bool(name), seed=seed + i, **options
+                )
+            yield Turn(repeat, i, question, answers)
 
 
 @dataclass
 class Row:
-    """The sums of one group of questions, in milliseconds and counts."""
+    """Sums over some questions, of the fastest repeat of each."""
 
-    group: str
     questions: int = 0
     tokens: int = 0
     plain_ms: float = 0
     levels_ms: float = 0
     plain_first_ms: float = 0
     levels_first_ms: float = 0
-    emitted: int = 0
-    rounds: int = 0
     repeated: int = 0
     grams: int = 0
-    level_ms: list[dict[str, Any]] = field(default_factory=list)
+
+    def __add__(self, other: Row) -> Row:
+        return Row(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
 
     @property
     def speedup(self) -> float:
-        return self.plain_ms / self.levels_ms if self.levels_ms else 0.0
+        return ratio(self.plain_ms, self.levels_ms)
 
     @property
     def first_token_ratio(self) -> float:
-        return self.levels_first_ms / self.plain_first_ms if self.plain_first_ms else 0.0
-
-    @property
-    def acceptance_length(self) -> float:
-        return self.emitted / self.rounds if self.rounds else 0.0
+        return ratio(self.levels_first_ms, self.plain_first_ms)
 
     @property
     def repeated_share(self) -> float:
+        """Of the runs of 8 tokens in the answers, those that the answer held before."""
         return self.repeated / self.grams if self.grams else 0.0
 
-    def add(self, plain: Result, levels: Result) -> None:
-        """Counts one question."""
-        self.questions += 1
-        self.tokens += len(plain.tokens)
-        self.plain_ms += plain.stats.decode_ms
-        self.levels_ms += levels.stats.decode_ms
-        self.plain_first_ms += plain.stats.first_token_ms
-        self.levels_first_ms += levels.stats.first_token_ms
-        if levels.stats.levels:
-            self.emitted += levels.stats.levels[0].emitted
-            self.rounds += levels.stats.levels[0].rounds
-        repeated, grams = count_grams(plain.tokens)
-        self.repeated += repeated
-        self.grams += grams
-        for i, level in enumerate(levels.stats.levels):
-            if i == len(self.level_ms):
-                self.level_ms.append({"name": level.name, "draft_ms": 0.0, "verify_ms": 0.0, "rounds": 0, "emitted": 0,
-                                      "drafted": 0, "accepted": 0})  # fmt: skip
-            for key in ("draft_ms", "verify_ms", "rounds", "emitted", "drafted", "accepted"):
-                self.level_ms[i][key] += getattr(level, key)
+    def rate(self, ms: float) -> float:
+        """Tokens a second, behind the first of each answer."""
+        return (self.tokens - self.questions) * 1e3 / ms if ms else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | {
-            "speedup": self.speedup,
-            "first_token_ratio": self.first_token_ratio,
-            "acceptance_length": self.acceptance_length,
-            "repeated_share": self.repeated_share,
-        }
+        ratios = ("speedup", "first_token_ratio", "repeated_share")
+        return asdict(self) | {name: getattr(self, name) for name in ratios}
 
 
 @dataclass
-class Table:
-    """One hierarchy against plain decoding."""
+class Asked:
+    """One question: its answer's counts, and milliseconds of each repeat, plainly and with levels."""
+
+    group: str
+    tokens: int
+    grams: tuple[int, int]  # that came again, and all
+    decode_ms: list[tuple[float, float]] = field(default_factory=list)
+    first_ms: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def row(self) -> Row:
+        plain, levels = map(min, zip(*self.decode_ms))
+        plain_first, levels_first = map(min, zip(*self.first_ms))
+        return Row(1, self.tokens, plain, levels, plain_first, levels_first, *self.grams)
+
+
+_SUMMED = ("rounds", "drafted", "accepted", "emitted", "draft_ms", "verify_ms")
+
+
+@dataclass
+class Hierarchy:
+    """What was measured of one list of levels, and of plain decoding beside it."""
 
     draft: str
-    rows: list[Row]
-    plain_hash: str
-    hash: str
+    asked: list[Asked] = field(default_factory=list)
+    levels: list[dict[str, Any]] = field(default_factory=list)  # names and sums of LevelStats
+    hashes: list[tuple[AnswerHash, AnswerHash]] = field(default_factory=list)  # plain, with levels
+
+    def add(self, turn: Turn) -> None:
+        """Counts its part of a turn."""
+        plain, levels = turn.plain, turn.answers[self.draft]
+        if turn.repeat == len(self.hashes):
+            self.hashes.append((AnswerHash(), AnswerHash()))
+        if turn.index == len(self.asked):
+            self.asked.append(
+                Asked(turn.question.group, len(plain.tokens), count_grams(plain.tokens))
+            )
+        asked = self.asked[turn.index]
+        asked.decode_ms.append((plain.stats.decode_ms, levels.stats.decode_ms))
+        asked.first_ms.append((plain.stats.first_token_ms, levels.stats.first_token_ms))
+        for hash, answer in zip(self.hashes[turn.repeat], (plain, levels)):
+            hash.add(answer.tokens, answer.logits)
+        for i, level in enumerate(levels.stats.levels):
+            if i == len(self.levels):
+                self.levels.append({"name": level.name} | dict.fromkeys(_SUMMED, 0))
+            for key in _SUMMED:
+                self.levels[i][key] += getattr(level, key)
+
+    @property
+    def groups(self) -> dict[str, Row]:
+        groups: dict[str, Row] = {}
+        for asked in self.asked:
+            groups[asked.group] = groups.get(asked.group, Row()) + asked.row
+        return groups
+
+    @property
+    def total(self) -> Row:
+        return sum((asked.row for asked in self.asked), Row())
+
+    @property
+    def times(self) -> Times:
+        return [asked.decode_ms for asked in self.asked]
+
+    @property
+    def acceptance_length(self) -> float:
+        return ratio(self.levels[0]["emitted"], self.levels[0]["rounds"]) if self.levels else 1.0
+
+    @property
+    def plain_hash(self) -> str:
+        return str(self.hashes[0][0])
+
+    @property
+    def hash(self) -> str:
+        """Of its first repeat, or of the first that differs from plain decoding."""
+        return next((str(b) for a, b in self.hashes if str(a) != str(b)), str(self.hashes[0][1]))
 
     @property
     def equal(self) -> bool:
-        return self.plain_hash == self.hash
-
-    @property
-    def mean_speedup(self) -> float:
-        """Of the groups."""
-        return sum(r.speedup for r in self.rows) / len(self.rows)
+        """Whether every repeat with levels and without gave one text and one set of logits."""
+        return len({str(hash) for pair in self.hashes for hash in pair}) == 1
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"draft": self.draft, "mean_speedup": self.mean_speedup, "plain_hash": self.plain_hash,
-                "hash": self.hash, "equal": self.equal, "groups": [r.as_dict() for r in self.rows]}  # fmt: skip
-
-    def __str__(self) -> str:
-        head = f"{'group':<18}{'questions':>10}{'tokens':>8}{'plain tok/s':>13}{'tok/s':>8}{'speedup':>9}"
-        lines = [self.draft, head + f"{'tok/round':>10}{'8-grams again':>15}{'first token':>13}"]
-        for r in self.rows:
-            rate = [
-                (r.tokens - r.questions) * 1e3 / ms if ms else 0 for ms in (r.plain_ms, r.levels_ms)
-            ]
-            lines.append(
-                f"{r.group:<18}{r.questions:>10}{r.tokens:>8}{rate[0]:>13.1f}{rate[1]:>8.1f}{r.speedup:>8.2f}x"
-                f"{r.acceptance_length:>10.2f}{r.repeated_share:>15.3f}{r.first_token_ratio:>12.2f}x"
-            )
-        lines.append(f"{'mean of groups':<49}{'':>8}{self.mean_speedup:>8.2f}x")
-        for i, level in enumerate(self.rows[0].level_ms):
-            sums = {
-                k: sum(r.level_ms[i][k] for r in self.rows if i < len(r.level_ms))
-                for k in level
-                if k != "name"
-            }
-            share = sums["accepted"] / sums["drafted"] if sums["drafted"] else 0
-            if not sums["rounds"]:
-                lines.append(f"{level['name']}: did not run")
-                continue
-            length = sums["emitted"] / sums["rounds"]
-            lines.append(
-                f"{level['name']}: {sums['rounds']} rounds of {length:.2f} tokens, {share:.3f} of drafts accepted, "
-                f"drafting {sums['draft_ms']:.0f} ms, verifying {sums['verify_ms']:.0f} ms"
-            )
-        lines.append(f"plain  hash={self.plain_hash}")
-        lines.append(f"levels hash={self.hash}" + ("" if self.equal else "  DIFFERENT"))
-        return "\n".join(lines)
-
-
-def run(
-    model: Model,
-    draft: str,
-    questions: list[Question],
-    *,
-    seed: int = 0,
-    progress: Callable[[int, int], Any] | None = None,
-    **options: Any,
-) -> Table:
-    """Each question plain and with levels, one after the other; which goes first alternates."""
-    check_names("bench", options, more=("seed", "progress"))
-    seed = whole("seed", seed, 0, (1 << 64) - 1)
-    callback("progress", progress)
-    if not questions:
-        raise InvalidArgumentError("questions: there are none")
-    rows: dict[str, Row] = {}
-    plain_hash, hash = AnswerHash(), AnswerHash()
-    warm = {**options, "max_tokens": 8}
-    for on in (False, True):
-        model.generate(questions[0].messages(), draft=on, **warm)
-    for i, question in enumerate(questions):
-        pair: dict[bool, Result] = {}
-        for on in (False, True) if i % 2 == 0 else (True, False):
-            # The first of the two reads a prompt that the cache may know from the other's turn: a
-            # different beginning in between makes both read all of it.
-            model.generate(f"{i} {on}", draft=False, max_tokens=1)
-            pair[on] = model.generate(question.messages(), draft=on, seed=seed + i, **options)
-        rows.setdefault(question.group, Row(question.group)).add(pair[False], pair[True])
-        plain_hash.add(pair[False].tokens, pair[False].logits)
-        hash.add(pair[True].tokens, pair[True].logits)
-        if progress:
-            progress(i + 1, len(questions))
-    return Table(draft, list(rows.values()), str(plain_hash), str(hash))
+        fast = speedup(self.times)
+        groups = [{"group": name} | row.as_dict() for name, row in self.groups.items()]
+        return {"draft": self.draft, "speedup": fast.value,
+                "spread": [fast.low, fast.high] if len(self.hashes) > 1 else None,
+                "acceptance_length": self.acceptance_length, "plain_hash": self.plain_hash, "hash": self.hash,
+                "equal": self.equal, "groups": groups, "levels": self.levels}  # fmt: skip

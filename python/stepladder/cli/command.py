@@ -22,6 +22,7 @@ from ..base.errors import (
     FileError,
     InvalidArgumentError,
     ModelFormatError,
+    OutOfMemoryError,
     UnsupportedError,
     VocabMismatchError,
 )
@@ -34,7 +35,8 @@ from ..model.model import Model
 from ..model.questions import load_questions
 from ..model.results import TokenLogprob
 from ..model.verify import compare
-from .bench import run
+from .bench import Hierarchy, check_drafts, turns
+from .bench_table import legend, summary, turn_line, verdict_of
 from .options import command_parser
 from .talk import INTERRUPTED, interruptible, show_stats, talk
 from .terminal import prepare_streams
@@ -145,12 +147,15 @@ def _generate(args: argparse.Namespace) -> int:
     if not prompt:
         raise InvalidArgumentError("prompt: it is empty")
     with _load(args, args.draft) as model:
-        if not args.raw and model.text.has_template:
-            system = [{"role": "system", "content": args.system}] if args.system is not None else []
-            prompt = [*system, {"role": "user", "content": prompt}]
-        elif args.system is not None:
-            raise InvalidArgumentError("--system needs a model with a chat template, and no --raw")
-        stream = model.stream(prompt, **_request(args))
+        raw = args.raw or not model.text.has_template
+        if args.system is not None:
+            if raw:
+                raise InvalidArgumentError(
+                    "--system needs a model with a chat template, and no --raw"
+                )
+            said = ("system", args.system), ("user", prompt)
+            prompt = [{"role": role, "content": text} for role, text in said]
+        stream = model.stream(prompt, raw=raw, **_request(args))
         parts: list[Any] = []
         with interruptible(stream):
             for piece in stream:
@@ -290,12 +295,10 @@ def _verify(args: argparse.Namespace) -> int:
         with _opening():
             line = fixed(draft)
         with _load(args, line, args.sequences) as model:
-            prompts = [_as_prompt(model, t) for t in texts]
             name = draft or "no levels"
             with bar(name, bytes=False) as progress:
-                report = compare(
-                    model, prompts, side_by_side=args.sequences, progress=progress, **options
-                )
+                report = compare(model, list(texts), side_by_side=args.sequences, progress=progress,
+                                 raw=not model.text.has_template, **options)  # fmt: skip
         equal = equal and report.equal
         if args.json:
             print(
@@ -309,19 +312,49 @@ def _verify(args: argparse.Namespace) -> int:
     return 0 if equal else FAILED
 
 
-def _as_prompt(model: Model, text: str) -> Any:
-    return [{"role": "user", "content": text}] if model.text.has_template else text
-
-
 def _bench(args: argparse.Namespace) -> int:
-
+    drafts = args.draft or ["lookup"]
+    with _opening():
+        check_drafts(drafts)
     questions = load_questions(args.questions, args.per_group)
     options = _request(args)
     options.setdefault("max_tokens", 128)
-    equal = True
-    for draft in args.draft or ["lookup"]:
-        with _load(args, draft) as model, bar(draft, bytes=False) as progress:
-            table = run(model, draft, questions, progress=progress, **options)
-        equal = equal and table.equal
-        print(json.dumps(table.as_dict()) if args.json else f"{table}\n", flush=True)
-    return 0 if equal else FAILED
+    ways = {draft: Hierarchy(draft) for draft in drafts}
+    for i, models in enumerate(_side_by_side(args, drafts)):
+        if i == 0 and not args.json:
+            print(legend(drafts), flush=True)
+        for turn in turns(models, questions, repeats=args.repeats, **options):
+            for draft in models:
+                ways[draft].add(turn)
+            if args.json:
+                speedups = {draft: turn.speedup(draft) for draft in models}
+                print(json.dumps({"repeat": turn.repeat, "group": turn.question.group, "speedups": speedups}), flush=True)  # fmt: skip
+            else:
+                print(turn_line(turn, drafts), flush=True)
+    if args.json:
+        for way in ways.values():
+            print(json.dumps(way.as_dict()))
+        use, line = verdict_of([*ways.values()], short=False)
+        print(json.dumps({"use": use, "verdict": line}))
+    else:
+        print("\n" + summary([*ways.values()]))
+    return 0 if all(way.equal for way in ways.values()) else FAILED
+
+
+def _side_by_side(args: argparse.Namespace, drafts: list[str]) -> Iterator[dict[str, Model]]:
+    """All hierarchies loaded at once, so that they take turns; one after the other where memory does
+    not hold them."""
+    with contextlib.ExitStack() as held:
+        try:
+            models = {draft: held.enter_context(_load(args, draft)) for draft in drafts}
+        except OutOfMemoryError as error:
+            if len(drafts) == 1:
+                raise
+            print(f"stepladder: memory does not hold all hierarchies at once ({error}); "
+                  "each is measured by itself, beside plain decoding", file=sys.stderr)  # fmt: skip
+        else:
+            yield models
+            return
+    for draft in drafts:
+        with _load(args, draft) as model:
+            yield {draft: model}

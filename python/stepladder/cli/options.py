@@ -113,9 +113,12 @@ def command_parser(
     _add_load(sub, "none")
     _add_sampling(sub, 64)
 
-    sub = command("bench", "Time levels against plain decoding.")
+    sub = command("bench", "Time hierarchies against plain decoding, and say which to use.")
     _add_model(sub)
     _add_questions(sub)
+    sub.add_argument(
+        "--repeats", type=int, default=5, metavar="N", help="times that each question is asked (5)"
+    )
     sub.add_argument("--json", action="store_true", help="print one JSON object a line")
     _add_load(sub, "lookup")
     _add_sampling(sub, 128)
@@ -152,7 +155,7 @@ def _add_load(sub: argparse.ArgumentParser, many: str | None = None) -> None:
     levels = 'such as "cast:mxfp4:shared:tokens=4,lookup"'
     if many:
         group.add_argument("--draft", action="append", metavar="LEVELS",
-                           help=f"{levels}; several are run one after the other ({many})")  # fmt: skip
+                           help=f"{levels}; several are compared in turns ({many})")  # fmt: skip
     else:
         group.add_argument("--draft", action=_Once, metavar="LEVELS", help=f"{levels} (none)")
     group.add_argument(

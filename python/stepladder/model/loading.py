@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 from .. import _core
 from ..base.arguments import INT_MAX, callback, suggesting, whole, word
 from ..base.beside import Beside
-from ..base.progress import Report, bar
+from ..base.errors import Error
+from ..base.progress import Report, bar, logging_too
 from ..files.hub import resolve
 from ..text.tokenizer import Text
 from .levels import DraftOption, to_specs
@@ -57,11 +59,19 @@ def load(
     if not isinstance(progress, bool):
         callback("progress", progress)
     started = time.monotonic()
-    if callable(progress):
-        engine, text = _open(directory, options, progress)
-    else:
-        with bar(f"loading {directory.name}", show=False if progress is False else None) as report:
-            engine, text = _open(directory, options, report)
+    below = _core.draft_to_string(options.draft)
+    log.info("%s: loading%s", directory, f", with {below} below it" if below else "")
+    try:
+        if callable(progress):
+            engine, text = _open(directory, options, progress)
+        else:
+            show = False if progress is False else None
+            name = directory.name
+            with bar(f"loading {name}", show, ending=f"preparing {name}") as report:
+                engine, text = _open(directory, options, report)
+    except BaseException as error:
+        _give_back(error)
+        raise
     _log_load(engine.info, directory, time.monotonic() - started)
     return Model(engine, text, directory, options.max_sequences)
 
@@ -71,6 +81,7 @@ def _open(
 ) -> tuple[_core.Engine, Text | None]:
     """The engine, and beside its weights the text, which takes long to read and nothing that the engine
     refuses needs. Where both fail, it is the text's error that is raised."""
+    told = logging_too(log, f"{directory}: loading", progress)
     with contextlib.ExitStack() as held:
         text: Beside[Text | None] | None = None
 
@@ -80,7 +91,7 @@ def _open(
         def report(done: int, total: int) -> object:
             nonlocal text
             text = text or start()  # what config.json says is known to be sound by now
-            return False if text.failed else progress(done, total)
+            return False if text.failed else told(done, total)
 
         engine = None
         try:
@@ -92,6 +103,14 @@ def _open(
         if not text.wait():
             engine = None  # the error will hold this frame, and must not hold the weights
         return engine, text.result()
+
+
+def _give_back(error: BaseException) -> None:
+    """The memory of a load that failed, before its error is dealt with: frames that a refusal came
+    through hold pieces of the model for as long as it is kept."""
+    if isinstance(error, Error):
+        traceback.clear_frames(error.__traceback__)
+    _core.trim_memory()
 
 
 def _open_text(directory: Path) -> Text | None:

@@ -26,6 +26,10 @@ from .waiting import arrived
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+_NO_TEMPLATE = (
+    "the answer is empty: the prompt was taken as it is, and to this model, which has a chat template, the text "
+    "ends there; raw=False makes it what a user says (on the command line: without --raw)"
+)
 _live: "weakref.WeakSet[Model]" = weakref.WeakSet()
 
 
@@ -80,7 +84,8 @@ class Model:
     def stream(self, prompt: Any, **options: Any) -> Any:
         """Starts to generate: a Stream, or a list of them for a list of prompts.
 
-        A prompt is text, a list of messages ({"role", "content"}), or a list of token ids. Options:
+        A prompt is text, a list of messages ({"role", "content"}), or a list of token ids. Text is
+        taken as it is, and with raw=False as what a user says, through the chat template. Options:
         max_tokens, temperature (0 = greedy), top_p, top_k, min_p, seed, repetition_penalty,
         frequency_penalty, presence_penalty, logit_bias, logprobs, stop, stop_token_ids, ignore_eos;
         draft=False for plain decoding; generation_config=True for the model's own sampling
@@ -158,6 +163,7 @@ class Model:
         chat_template_kwargs: dict[str, Any] | None = None,
         continue_final_message: bool = False,
         bos: bool | None = None,
+        raw: bool = True,
         **options: Any,
     ) -> Stream:
         engine = self._engine  # close() may come at any time
@@ -171,6 +177,9 @@ class Model:
         goes_on = flag("continue_final_message", continue_final_message)
         if bos is not None:
             flag("bos", bos)
+        as_it_is = flag("raw", raw) and isinstance(prompt, str)
+        if isinstance(prompt, str) and not as_it_is:
+            prompt = [{"role": "user", "content": prompt}]
         tokens = self._prompt_tokens(prompt, variables, goes_on, bos)
         defaults = model_sampling(self.directory) if own else None
         request = build_request(tokens, self.info.vocab, defaults=defaults, **options)
@@ -181,6 +190,8 @@ class Model:
         stream = Stream(
             core, detokenizer, stops, request.sampling.seed, request.logprobs >= 0, self
         )
+        if as_it_is and self.text.has_template:
+            stream.if_empty = _NO_TEMPLATE
         self._streams.add(stream)
         return stream
 
@@ -188,6 +199,11 @@ class Model:
         self, prompt: Prompt, variables: dict[str, Any], goes_on: bool, bos: bool | None
     ) -> list[int]:
         context = Context(self.info.context, self.info.model_context)
+        if variables and not (len(prompt) and isinstance(prompt[0], dict)):
+            name = "tools" if "tools" in variables else "chat_template_kwargs"
+            raise InvalidArgumentError(
+                f"{name}: the prompt goes through no chat template; give messages, or text with raw=False"
+            )
         if goes_on and not (len(prompt) and isinstance(prompt[0], dict)):
             raise InvalidArgumentError("continue_final_message: the prompt is no list of messages")
         if isinstance(prompt, str):

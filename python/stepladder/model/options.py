@@ -103,7 +103,7 @@ _REQUEST = {
     n for n, p in inspect.signature(build_request).parameters.items() if p.kind is p.KEYWORD_ONLY
 } - {"defaults"}  # fmt: skip
 OPTIONS = _REQUEST | {
-    "stop", "generation_config", "tools", "chat_template_kwargs", "continue_final_message", "bos",
+    "stop", "generation_config", "tools", "chat_template_kwargs", "continue_final_message", "bos", "raw",
 }  # fmt: skip
 
 

@@ -27,7 +27,8 @@ class RequestOptions(TypedDict, total=False):
     texts that end the text. stop_token_ids: tokens that do, besides the model's own. ignore_eos: go on
     at end tokens. draft: False for plain decoding. generation_config: the model's own sampling settings
     in the place of these defaults. tools, chat_template_kwargs: for the chat template.
-    continue_final_message: go on with the last message. bos: whether a bos token comes first.
+    continue_final_message: go on with the last message. bos: whether a bos token comes first. raw: False for
+    text that a user says, through the chat template (True: as it is).
     """
 
     max_tokens: int | None
@@ -50,6 +51,7 @@ class RequestOptions(TypedDict, total=False):
     chat_template_kwargs: Mapping[str, Any] | None
     continue_final_message: bool
     bos: bool | None
+    raw: bool
 
 
 class VerifyOptions(RequestOptions, total=False):

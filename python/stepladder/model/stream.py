@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -11,6 +12,8 @@ from ..text.detokenizer import Detokenizer
 from ..text.stops import StopMatcher
 from .results import Piece, Result, Stats, TokenLogprob, stats_of
 from .waiting import LONGEST_WAIT, TaskPieces, arrival
+
+log = logging.getLogger("stepladder")
 
 
 class Stream:
@@ -32,6 +35,7 @@ class Stream:
         self._given: list[Piece] = []
         self.seed = seed
         self.finish_reason: str | None = None
+        self.if_empty: str | None = None  # what is logged where the text ends before it begins
 
     def __iter__(self) -> Iterator[Piece]:
         return self
@@ -126,7 +130,10 @@ class Stream:
         self.finish_reason = reason
         self._done = True
         self._core.cancel()
-        return self._piece(text, reason)
+        piece = self._piece(text, reason)
+        if self.if_empty and reason == "stop" and not any(p.text for p in self._given):
+            log.warning("%s", self.if_empty)
+        return piece
 
     def _piece(self, text: str, reason: str | None) -> Piece:
         tokens, logits, logprobs = self._pending

@@ -89,10 +89,11 @@ def checked(value: Any) -> Any:
 
 def walked(value: Any) -> Any:
     """`value`, which is compared or gone through as a whole: all of it is paid for."""
-    checked(value)
-    if isinstance(value, _CONTAINERS):
-        count, characters = (budget.get() or Budget()).size(value)
-        spend(count // 8 + characters // _CHARACTERS)
+    if not isinstance(value, _CONTAINERS):
+        return checked(value)
+    current = budget.get() or Budget()
+    count, characters = current.size(value)
+    current.spend(1 + count // 8 + characters // _CHARACTERS)
     return value
 
 

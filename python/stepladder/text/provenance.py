@@ -7,6 +7,7 @@ where a text is made in another way out of marked ones, all of it counts as thei
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -24,8 +25,8 @@ class Traced(str):
     mask: bytes
 
     def __new__(cls, text: str, mask: bytes | None = None) -> Traced:
-        self = super().__new__(cls, text)
-        self.mask = b"\1" * len(self) if mask is None else mask
+        self = str.__new__(cls, text)
+        self.mask = b"\1" * len(text) if mask is None else mask
         return self
 
     def __str__(self) -> str:
@@ -57,7 +58,9 @@ class Traced(str):
         return formatted(self, values)
 
     def strip(self, characters: str | None = None) -> str:
-        return self.lstrip(characters).rstrip(characters)
+        first = len(self) - len(str.lstrip(self, characters))
+        last = len(str.rstrip(self, characters))
+        return self if last - first == len(self) else self[first : max(first, last)]
 
     def lstrip(self, characters: str | None = None) -> str:
         return self[len(self) - len(str.lstrip(self, characters)) :]
@@ -135,11 +138,16 @@ def mask_of(text: str) -> bytes:
 
 def joined(glue: str, parts: Iterable[str]) -> str:
     """What str.join() gives, marks included."""
-    parts = list(parts)
+    parts = parts if isinstance(parts, (list, tuple)) else list(parts)
     text = str.join(glue, parts)
-    if not isinstance(glue, Traced) and not any(isinstance(p, Traced) for p in parts):
-        return text
-    return Traced(text, mask_of(glue).join(map(mask_of, parts)))
+    if type(glue) is not Traced:
+        for part in parts:
+            if type(part) is Traced:
+                break
+        else:
+            return text
+    masks = [p.mask if type(p) is Traced else bytes(len(p)) for p in parts]
+    return Traced(text, mask_of(glue).join(masks))
 
 
 def formatted(layout: str, values: Any) -> str:
@@ -196,12 +204,22 @@ def marked(value: Any, depth: int = 0) -> Any:
         raise InvalidArgumentError("messages: nested too deeply")
     if isinstance(value, dict):
         return {
-            marked(k, depth + 1): v if k == "role" and _is_role(v) else marked(v, depth + 1)
+            _marked_key(k, depth): v if k == "role" and _is_role(v) else marked(v, depth + 1)
             for k, v in value.items()
         }
     if isinstance(value, (list, tuple)):
         return [marked(v, depth + 1) for v in value]
     return value
+
+
+def _marked_key(key: Any, depth: int) -> Any:
+    """A key, marked; messages have the same few."""
+    return _marked_word(key) if type(key) is str and len(key) <= 32 else marked(key, depth + 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _marked_word(word: str) -> Traced:
+    return Traced(string("messages", word))
 
 
 def _is_role(value: Any) -> bool:

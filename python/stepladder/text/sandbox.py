@@ -108,6 +108,19 @@ def concat(parts: Any) -> str:
     return joined("", pieces)
 
 
+def added(*parts: Any) -> Any:
+    """The sum of `parts`, from left to right: of texts at once, which is what templates add."""
+    size = 0
+    for part in parts:
+        if not isinstance(part, str):
+            return functools.reduce(lambda a, b: environment().call_binop(None, "+", a, b), parts)
+        size += len(part)
+    if size > MAX_TEXT:
+        raise TooMuch("makes a text or list that is too large")
+    spend(2 * len(parts) + size // 1024)
+    return joined("", parts)
+
+
 def _binary(operator: str, left: Any, right: Any) -> None:
     """Refuses an operation whose result would be too large, before it is done."""
     sized = (str, list, tuple)
@@ -193,6 +206,19 @@ def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
     return run
 
 
+def _trimming(guarded: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter that most templates put every message through: of a text, what makes nothing larger is
+    done at once; `guarded` does the rest."""
+
+    def trim(value: Any, *settings: Any, **options: Any) -> Any:
+        if not isinstance(value, str) or settings or options:
+            return guarded(value, *settings, **options)
+        spend(2 + len(value) // 512)
+        return value.strip()
+
+    return trim
+
+
 def _tojson(
     value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any
 ) -> str:
@@ -215,7 +241,7 @@ def _raise_exception(message: str) -> None:
 
 
 class _Bounder(NodeTransformer):
-    """Puts the budget into loops, comparisons, slices and list literals."""
+    """Puts the budget into loops, sums, comparisons, slices and list literals."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         if node.recursive:
@@ -223,6 +249,15 @@ class _Bounder(NodeTransformer):
         self.generic_visit(node)
         node.iter = self._through("@iterated", node.iter)
         return node
+
+    def visit_Add(self, node: nodes.Add) -> nodes.Node:
+        parts: list[nodes.Expr] = []
+        left: nodes.Expr = node
+        while isinstance(left, nodes.Add):
+            parts.append(self.visit(left.right))
+            left = left.left
+        first = self.visit(left)
+        return nodes.Filter(first, "@added", parts[::-1], [], None, None, lineno=node.lineno)
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
@@ -351,8 +386,10 @@ def environment() -> _Environment:
     )
     env.filters = {name: _guarded_filter(name, env.filters[name]) for name in _FILTERS}
     env.filters |= {
+        "trim": _trimming(env.filters["trim"]),
         "tojson": _tojson,
         "safe": _printed,
+        "@added": added,
         "@iterated": iterated,
         "@walked": walked,
         "@checked": checked,

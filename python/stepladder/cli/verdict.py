@@ -1,0 +1,76 @@
+"""Which hierarchy to use: what several repeats of one comparison say, and what they leave open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+# A lead below this is none: another run, or other questions, would say something else.
+MARGIN = 1.05
+
+# Milliseconds of [question][repeat], plainly and with levels.
+Times = Sequence[Sequence[tuple[float, float]]]
+
+
+class Speedup(NamedTuple):
+    """Of the fastest repeat of each question, and the least and the most of it were any one repeat missing."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.low:.2f} to {self.high:.2f}"
+
+
+def speedup(times: Times) -> Speedup:
+    """Of all questions together. A machine that is busy with other things only ever adds time, so the
+    fastest of several repeats says most. One repeat alone has no bounds."""
+    repeats = len(times[0])
+    without = (
+        [_best(times, skip) for skip in range(repeats)] if repeats > 1 else [0.0, float("inf")]
+    )
+    return Speedup(_best(times), min(without), max(without))
+
+
+def _best(times: Times, skip: int = -1) -> float:
+    """The quotient of the sums of the least times, one repeat left out."""
+    kept = [[pair for r, pair in enumerate(each) if r != skip] for each in times]
+    plain, levels = (sum(min(pair[i] for pair in each) for each in kept) for i in (0, 1))
+    return plain / levels if levels else 1.0
+
+
+def _leads(a: Times, b: Times) -> bool:
+    """Whether `a` is faster than `b` by more than the margin, whichever repeat is left out."""
+    skips = range(-1, len(a[0]))
+    return all(_best(a, skip) > MARGIN * _best(b, skip) for skip in skips)
+
+
+def verdict(
+    ways: dict[str, Times], named: Callable[[list[str]], str] = " or ".join
+) -> tuple[list[str], str]:
+    """The hierarchies to use and one line that says so. `ways`: the times of each, of the same questions
+    as often; `named`: how one or several of them are written.
+
+    What is named is faster than plain decoding by more than the margin, whichever repeat is left out;
+    one alone if it leads each of the others so too.
+    """
+    if min(len(times[0]) for times in ways.values()) < 2:
+        return [], "One repeat shows no spread; --repeats 2 or more tell which levels to use."
+    speedups = {name: speedup(times) for name, times in ways.items()}
+    ranked = sorted(speedups, key=lambda name: -speedups[name].value)
+    best = speedups[ranked[0]]
+    faster = [name for name in ranked if min(speedups[name][:2]) > MARGIN]
+    if not faster:
+        how = "is faster" if best.high < 1 / MARGIN else "overlaps"
+        return [], f"Use no levels here: {best.value:.2f}x ({best}) at best, plain decoding {how}."
+    first = faster[0]
+    equals = [name for name in ways if name in faster and not _leads(ways[first], ways[name])]
+    if len(equals) > 1:  # in the order given, which is the same next time
+        least = min(speedups[name].value for name in equals)
+        return (
+            equals,
+            f"Use {named(equals)}: {least:.2f}x plain decoding or more; their spreads overlap.",
+        )
+    best = speedups[first]
+    return equals, f"Use {named(equals)}: {best.value:.2f}x plain decoding ({best})."

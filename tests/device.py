@@ -34,7 +34,9 @@ from run import BUILD, MODEL, ROOT, Count
 TESTS = ["cuda_test", "cuda_engine_test", "device_test", "device_math_test", "device_attention_test", "replay_test",
          "feature_test", "far_test", "model_test", "overflow_test", "load_test", "engine_test", "allocation_test",
          "unread_test"]  # fmt: skip
-OTHERS = "-*/cpu_*:*/far_*:*/portable*:*/avx*"  # cases of a CPU's own kernels, which `make test` runs
+OTHERS = (
+    "-*/cpu_*:*/far_*:*/portable*:*/avx*"  # cases of a CPU's own kernels, which `make test` runs
+)
 # A process each under each tool: operators, trees through the recordings of a round over a cache that levels
 # share, and an engine with levels.
 SANITIZED = {

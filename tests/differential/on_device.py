@@ -76,7 +76,9 @@ def compare(directory: Path, reference: Path, device: str) -> tuple[bool, str]:
     margin = max((x.max(axis=1) - x[np.arange(len(x)), t[n:]]).max() for x, (t, n, _) in zip(exact, texts))  # fmt: skip
     rms, their_rms = (float(np.sqrt(np.mean(e**2))) for e in (mine, other))
     most, their_most = (float(np.abs(e).max()) for e in (mine, other))
-    ok = rms <= 1.25 * their_rms and most <= 2 * their_most and margin <= 2 * (most + their_most)
+    ok = bool(
+        rms <= 1.25 * their_rms and most <= 2 * their_most and margin <= 2 * (most + their_most)
+    )
     between = float(np.abs(mine - other).max())
     return ok, (
         f"{len(mine)} logits: off fp32 by {rms:.4f} rms, {most:.3f} at most; transformers in bf16 {their_rms:.4f}, "

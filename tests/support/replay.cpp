@@ -54,6 +54,11 @@ std::shared_ptr<const Model> load_cell(Backend& backend, const Cell& cell, int p
 
 // ---- rigs ----------------------------------------------------------------------------------
 
+RigOptions plain_options(RigOptions o) {
+  o.sequences = 1, o.block = 32, o.level = 1;
+  return o;
+}
+
 Rig::Rig(Backend& b, std::shared_ptr<const Model> m, const RigOptions& o,
          std::shared_ptr<KVCache> shared)
     : backend(b), model(std::move(m)), cache(std::move(shared)) {
@@ -253,6 +258,17 @@ Differences check_lengths(Rig& subject, Rig& plain, const std::vector<int>& leng
     batch.push_back(&sequences[i]);
   }
   return check_trees(subject, batch, trees, plain, rules);
+}
+
+Differences check_backends(Backend& subject_backend, Backend& plain_backend) {
+  const Cell cell = replay_cells()[0];
+  const RigOptions options;
+  Rig subject(subject_backend, load_cell(subject_backend, cell, 512), options);
+  Rig plain(plain_backend, load_cell(plain_backend, cell, 512), plain_options(options));
+  Differences out;
+  for (const int n : {3, 20, 33, 50, 64, 75, 90, 100})
+    out += check_lengths(subject, plain, {n}, 63, 60 + n);
+  return out;
 }
 
 }  // namespace stepladder

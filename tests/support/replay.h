@@ -34,6 +34,8 @@ struct RigOptions {
   Act act = Act::a16;
   FeatureSpec features;  // that the cache's entries carry
 };
+/// Of the rig that replays: one sequence, an odd block, and a level that leaves the counts alone.
+RigOptions plain_options(RigOptions);
 
 /// A verifier with its cache and rules, ready to be asked.
 class Rig {
@@ -85,5 +87,10 @@ std::vector<uint16_t> features(Rig&, int slot, int count);
 /// One whole check: `lengths[i]` tokens of random text for sequence i, a random tree each.
 Differences check_lengths(Rig& subject, Rig& plain, const std::vector<int>& lengths, int most_nodes,
                           uint64_t seed, const Sampling& = {});
+
+/// Checks of random trees of one bf16 model, at lengths around the steps of keys: `subject` runs
+/// the trees and `plain` replays them. No tree uses the last scratch slot. A control, which breaks
+/// a rule, must fail it, in its choices and in its entries.
+Differences check_backends(Backend& subject, Backend& plain);
 
 }  // namespace stepladder

@@ -14,7 +14,7 @@
 
 namespace stepladder {
 
-class CudaBackend final : public Backend, private ProjectSteps {
+class CudaBackend : public Backend, protected ProjectSteps {
  public:
   /// Device `index`, which there is.
   explicit CudaBackend(int index);
@@ -53,18 +53,20 @@ class CudaBackend final : public Backend, private ProjectSteps {
   void keep(const KeepArgs&) override;
   void count(const CountArgs&) override;
 
- private:
-  class Graph;
+ protected:
   void rms_norm(const RmsNormArgs&) override;
   void quantize(const QuantizeArgs&) override;
   void linear(const LinearArgs&) override;
   void rope_append(const RopeAppendArgs&) override;
   void gated_act(const GatedActArgs&) override;
-
-  /// Makes the device current in the calling thread.
-  void use() const;
   /// What precedes the first piece of work after a wait.
   void begin_work();
+  cudaStream_t stream() const { return stream_; }
+
+ private:
+  class Graph;
+  /// Makes the device current in the calling thread.
+  void use() const;
   template <class Args>
   void launch(void (*kernel)(const Args&, cudaStream_t), const Args&);
 

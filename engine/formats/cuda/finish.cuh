@@ -50,8 +50,7 @@ __device__ inline Place place_of(const ProductArgs& p, const RowPlace& at_row, i
     float* const to = row_of<float>(p.out, first_row(p.live) + i) + n;
     return {.to = to, .old = *to};
   }
-  if (p.finish == Finish::gate)
-    return {.to = row_of<uint16_t>(p.out, i) + n, .type = p.out.dtype};
+  if (p.finish == Finish::gate) return {.to = row_of<uint16_t>(p.out, i) + n, .type = p.out.dtype};
   const RopeAppend& r = p.rope;
   const KVSpec& spec = r.kv.spec;
   const int dim = spec.head_dim, head = n / dim, at = n % dim;

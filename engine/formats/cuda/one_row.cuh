@@ -65,7 +65,8 @@ int row_bytes(const ProductArgs& p) {
 constexpr int kTileSums = kSegments * kTileRows * static_cast<int>(sizeof(float));
 
 template <class P>
-__global__ void __maxnreg__(kRegistersBeside) one_row_kernel(const __grid_constant__ ProductArgs p) {
+__global__ void __maxnreg__(kRegistersBeside)
+    one_row_kernel(const __grid_constant__ ProductArgs p) {
   if (threadIdx.x >= kProductThreads) return;
   extern __shared__ __align__(128) std::byte shared[];
   constexpr int kBlocks = P::kBlocks, kTogether = P::kTogether;

@@ -16,8 +16,8 @@ struct ProductArgs {
   FragmentLayout layout;
   ProjectInput input;
   Finish finish;
-  Tensor out;          // of store, add and gate
-  RopeAppend rope;     // of rope_append
+  Tensor out;           // of store, add and gate
+  RopeAppend rope;      // of rope_append
   int most_tiles = 0;   // of a thread block, rounded up to whole stages
   int batch_tiles = 0;  // of one row: whose sums are kept until all are there; even
 };

@@ -23,8 +23,7 @@ inline Side side_of(Finish f) { return paired(f) ? Side::shared : Side::register
 /// A launch's block a multiprocessor, for its tiles.
 inline dim3 grid_of(ProductArgs& p, const DeviceShape& d, int together, int rows) {
   const int blocks = d.multiprocessors, items = items_of(p);
-  p.most_tiles =
-      round_up((items + blocks - 1) / blocks * (paired(p.finish) ? 2 : 1), together);
+  p.most_tiles = round_up((items + blocks - 1) / blocks * (paired(p.finish) ? 2 : 1), together);
   return dim3(blocks, (p.live.capacity + rows - 1) / rows);
 }
 
@@ -42,8 +41,7 @@ template <class P>
 void launch_one_row(ProductArgs p, cudaStream_t stream) {
   const DeviceShape device = DeviceShape::current();
   const dim3 grid = grid_of(p, device, P::kTogether, 1);
-  const int shared =
-      list_bytes(p.most_tiles) + kSegments * P::Stages::kRingBytes + row_bytes<P>(p);
+  const int shared = list_bytes(p.most_tiles) + kSegments * P::Stages::kRingBytes + row_bytes<P>(p);
   const int room = (shared_beside(device.shared) - shared) / kTileSums / 2 * 2;
   p.batch_tiles = std::clamp(room, 2, round_up(p.most_tiles, 2));
   launch_beside(one_row_kernel<P>, side_of(p.finish), grid, shared + p.batch_tiles * kTileSums,
@@ -59,7 +57,8 @@ void product_of_rows(const ProductArgs& p, cudaStream_t stream) {
     return launch_one_row<Product<Codes, kBf16, kSpans, kScale, 1, kTiles, 2>>(p, stream);
   }
   if (p.live.capacity <= 8)
-    return launch_product<Product<Codes, kBf16, kSpans, kScale, 1, (kSpans > 1 ? 2 : 4), 2>>(p, stream);
+    return launch_product<Product<Codes, kBf16, kSpans, kScale, 1, (kSpans > 1 ? 2 : 4), 2>>(
+        p, stream);
   if (p.live.capacity <= 16 || kFew)
     return launch_product<Product<Codes, kBf16, kSpans, kScale, 2, (kSpans > 1 ? 4 : 8), 1>>(
         p, stream);

@@ -21,8 +21,8 @@ class Ring {
         end_(oldest_ + kRingBytes) {}
 
   /// Sends for the next stage, into the one that was released last; null: for nothing. The caller
-  /// ends the group of copies that it belongs to: a group a stage, of which there are as many before
-  /// the first is taken as there are stages but one. All lanes call.
+  /// ends the group of copies that it belongs to: a group a stage, of which there are as many
+  /// before the first is taken as there are stages but one. All lanes call.
   __device__ void send_for(const std::byte* const (&pieces)[kPieces]) {
     static_assert(kBytes % 16 == 0);
     const int lane = lane_of_thread() * 16;

@@ -74,8 +74,8 @@ struct alignas(4 * kCount) Elements {
 };
 
 /// Elements of a row: its slots' parts(0) to parts(slots - 1), then its last step's, divided by the
-/// row's weight. `slot` is the maximum and weight of slot `lane`, `last` of the last step. All lanes
-/// call. kAtOnce: parts that are loaded at once.
+/// row's weight. `slot` is the maximum and weight of slot `lane`, `last` of the last step. All
+/// lanes call. kAtOnce: parts that are loaded at once.
 template <int kAtOnce, int kCount, class Parts>
 __device__ Elements<kCount> merged(int slots, float2 slot, const Parts& parts, float2 last,
                                    const Elements<kCount>& last_part) {

@@ -34,7 +34,8 @@ __device__ inline void norm_in_rounds(DType t, Row&& row, const float* gain, flo
     for (const float v : {held[r].x, held[r].y, held[r].z, held[r].w})
       squares = fmaf(v, v, squares);
   });
-  const float inverse = inverse_root(block_sum(squares, kNormThreads / kWarp) / static_cast<float>(width) + eps);
+  const float inverse =
+      inverse_root(block_sum(squares, kNormThreads / kWarp) / static_cast<float>(width) + eps);
   const auto pair = [t](float low, float high) {
     return t == DType::bf16 ? rounded_pair<true>(low, high) : rounded_pair<false>(low, high);
   };
@@ -46,8 +47,9 @@ __device__ inline void norm_in_rounds(DType t, Row&& row, const float* gain, flo
 }
 
 /// x = row() times its inverse root mean square times gain [width], rounded to t. The first
-/// kNormThreads threads of a block call, where the others have left. A row is read once: what a thread has of it stays in registers. row()
-/// may wait for x to be there: the gains, which no kernel writes, are read before it.
+/// kNormThreads threads of a block call, where the others have left. A row is read once: what a
+/// thread has of it stays in registers. row() may wait for x to be there: the gains, which no
+/// kernel writes, are read before it.
 template <class Row>
 __device__ inline void norm_even_row(DType t, Row&& row, const float* gain, float eps, int width,
                                      uint16_t* out) {
@@ -65,7 +67,8 @@ __device__ void norm_row(DType t, Row&& row, const float* gain, float eps, int w
   const float* const x = row();
   float squares = 0.f;
   for (int c = threadIdx.x; c < width; c += kNormThreads) squares = fmaf(x[c], x[c], squares);
-  const float inverse = inverse_root(block_sum(squares, kNormThreads / kWarp) / static_cast<float>(width) + eps);
+  const float inverse =
+      inverse_root(block_sum(squares, kNormThreads / kWarp) / static_cast<float>(width) + eps);
   for (int c = threadIdx.x; c < width; c += kNormThreads)
     out[c] = to_16(t, x[c] * inverse * gain[c]);
 }

@@ -62,8 +62,8 @@ __device__ inline T warp_most(T x) {
   return x;
 }
 
-/// The sum over a thread block, in every thread: warps, then their sums by index. All threads of its
-/// first `warps` warps call, where the others have left.
+/// The sum over a thread block, in every thread: warps, then their sums by index. All threads of
+/// its first `warps` warps call, where the others have left.
 template <class T>
 __device__ inline T block_sum(T x, int warps = static_cast<int>(blockDim.x) / kWarp) {
   __shared__ T each[kWarp];

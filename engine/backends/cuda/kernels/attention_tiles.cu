@@ -18,7 +18,7 @@ namespace {
 /// Of a thread, where few rows are taken: what is left beside a kernel on the other side.
 constexpr int kRegisters = 112;
 constexpr int kTeams = 2, kCrew = kSlots / kTeams;  // blocks that share a tile
-constexpr int kEntries = kSlots + 1;  // of a row: its slots and its last step
+constexpr int kEntries = kSlots + 1;                // of a row: its slots and its last step
 
 template <int kDim, bool kBf16>
 struct FewRows : TileShape<kDim, kBf16, true> {
@@ -133,8 +133,8 @@ __device__ float* in_workspace(const AttentionArgs& a, int row, int head, int en
 /// Stores neighbouring elements of a row, from c on, folded from its entries, which are in shared
 /// memory or, one element at a time, in the workspace. All lanes call.
 template <int kDim, bool kShared>
-__device__ void merge_row(const AttentionArgs& a, const float* entries, int row, int head, int slots,
-                          int last, int c) {
+__device__ void merge_row(const AttentionArgs& a, const float* entries, int row, int head,
+                          int slots, int last, int c) {
   constexpr int kCount = kShared ? 2 : 1, kAtOnce = kShared ? 1 : 8;
   using Some = Elements<kCount>;
   const auto load = [](auto* from) {
@@ -170,8 +170,8 @@ __device__ void store_entry(const Team<S>& team, const Place& place, unsigned to
   for (int half = 0; half < 2; ++half) {
     const RowOf r(team.p, place, team.lane / 4 + half * 8);
     if (!r.there || !(tokens >> r.token & 1)) continue;
-    float* const to = in_workspace<S::kDim>(team.p.args, place.base + r.token,
-                                            place.head + r.head, entry);
+    float* const to =
+        in_workspace<S::kDim>(team.p.args, place.base + r.token, place.head + r.head, entry);
 #pragma unroll
     for (int n = 0; n < S::kColumns; ++n)
       *reinterpret_cast<float2*>(to + (team.warp * S::kColumns + n) * 8 + team.lane % 4 * 2) = {
@@ -187,8 +187,7 @@ __device__ bool last_through(const AttentionArgs& a) {
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    auto* const through =
-        static_cast<unsigned*>(a.workspace) + blockIdx.z * gridDim.y + blockIdx.y;
+    auto* const through = static_cast<unsigned*>(a.workspace) + blockIdx.z * gridDim.y + blockIdx.y;
     last = atomicAdd(through, 1u) == gridDim.x - 1;
     if (last) *through = 0;
     __threadfence();
@@ -219,7 +218,8 @@ __device__ void merge_tile(const TileArgs& p, const Folded* rows, std::byte* sha
       const float* const from = in_workspace<S::kDim>(a, r.row, r.head, 0);
       float* const to = held + i * kEntries * kEntry;
 #pragma unroll 1
-      for (int j = static_cast<int>(threadIdx.x); j < (r.slots + 1) * kPieces; j += kTeams * kTeam) {
+      for (int j = static_cast<int>(threadIdx.x); j < (r.slots + 1) * kPieces;
+           j += kTeams * kTeam) {
         const int e = j / kPieces;
         copy_16(to + j * 4, from + j * 4 + (e == r.slots ? (kSlots - r.slots) * kEntry : 0), true);
       }
@@ -265,7 +265,8 @@ __global__ void __maxnreg__(kRegisters) few_rows_kernel(const __grid_constant__ 
   team.ring = q + (S::kQBytes + team_index * S::kRingBytes) / 2;
   team.scores = reinterpret_cast<float*>(shared + S::kScores + team_index * S::kScoreBytes);
   team.q = q + lane % 16 * S::kPitch + lane / 16 * 8;
-  const int slot = team_index * kCrew + static_cast<int>(blockIdx.x);  // slots go to all blocks before a second team
+  const int slot = team_index * kCrew +
+                   static_cast<int>(blockIdx.x);  // slots go to all blocks before a second team
 
   unsigned left = __ballot_sync(kAllLanes, own.slot >= 0);
   for (bool waited = false; left;) {
@@ -413,7 +414,7 @@ __global__ void merge_kernel(const __grid_constant__ TileArgs p) {
   const Token token = token_of(a.rows, first_row(a.live) + row);
   if (p.whole && token.span == 1) return;
   merge_row<kDim, false>(a, in_workspace<kDim>(a, row, head, 0), row, head, token.slots(), kSlots,
-                        static_cast<int>(threadIdx.x));
+                         static_cast<int>(threadIdx.x));
 }
 
 // ---- the host's side -------------------------------------------------------------------------
@@ -425,8 +426,9 @@ void launch_tiles(TileArgs p, cudaStream_t stream) {
   const auto tiles = [&] { return (rows + p.block_tokens - 1) / p.block_tokens; };
   p.warp_tokens = p.block_tokens = kTile / p.heads;
   if (tiles() <= 2 && tiles() * heads <= kCounters)
-    return launch_beside(few_rows_kernel<FewRows<kDim, kBf16>>, Side::shared, dim3(kCrew, heads, tiles()),
-                         FewRows<kDim, kBf16>::kSharedBytes, stream, p);
+    return launch_beside(few_rows_kernel<FewRows<kDim, kBf16>>, Side::shared,
+                         dim3(kCrew, heads, tiles()), FewRows<kDim, kBf16>::kSharedBytes, stream,
+                         p);
   constexpr int kBusy = 64;  // blocks
   using S = ManyRows<kDim, kBf16>;
   const auto kernel = many_rows_kernel<S>;
@@ -449,7 +451,8 @@ bool fits(const AttentionArgs& a) {
 
 size_t tiles_workspace_bytes(const AttentionArgs& a) {
   if (!fits(a)) return 0;
-  return sizeof(float) * kCounters + sizeof(float) * a.live.capacity * a.heads * kEntries * (a.kv.spec.head_dim + 4);
+  return sizeof(float) * kCounters +
+         sizeof(float) * a.live.capacity * a.heads * kEntries * (a.kv.spec.head_dim + 4);
 }
 
 bool attention_in_tiles(const AttentionArgs& a, cudaStream_t stream) {

@@ -1,9 +1,9 @@
 // The one choice rule over a row of logits; every step gives the bits of spec/choose.cpp.
 //
-// A cluster of thread blocks a node, which share out the tokens. A token's place in falling order, lower ids first among equals, is one
-// 64-bit rank: the order key of its value above its id's complement. Filters keep the tokens of the
-// largest ranks, so a filter is a least rank; it is found eight bits at a time from histograms of
-// integer weights, whose sums are exact in any order.
+// A cluster of thread blocks a node, which share out the tokens. A token's place in falling order,
+// lower ids first among equals, is one 64-bit rank: the order key of its value above its id's
+// complement. Filters keep the tokens of the largest ranks, so a filter is a least rank; it is
+// found eight bits at a time from histograms of integer weights, whose sums are exact in any order.
 #include <cooperative_groups.h>
 
 #include "backends/cuda/device/launch.cuh"
@@ -100,7 +100,8 @@ __device__ float shaped(const Row& r, int id, float z) {
   return z * r.scale;
 }
 
-/// Calls see(id, logit, shaped value) for the thread's tokens, whose logits it loads some at a time.
+/// Calls see(id, logit, shaped value) for the thread's tokens, whose logits it loads some at a
+/// time.
 template <class See>
 __device__ void each_token(const Row& r, const Crew& crew, const See& see) {
   constexpr int kAtOnce = 8;

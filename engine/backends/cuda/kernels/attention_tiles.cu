@@ -110,6 +110,7 @@ __device__ void open(Team<S>& team, const AttentionArgs& a, int sequence, int kv
 template <class S>
 __device__ void copy_queries(const TileArgs& p, const Place& place, uint16_t* q) {
   constexpr int kThreads = S::kTogether ? kTeams * kTeam : kTeam;
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < S::kRows * S::kPieces; i += kThreads) {
     const int row = i / S::kPieces, piece = i % S::kPieces;
     const RowOf r(p, place, row);

@@ -5,6 +5,7 @@
 // largest ranks, so a filter is a least rank; it is found eight bits at a time from histograms of
 // integer weights, whose sums are exact in any order.
 #include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/device/logits_row.cuh"
 #include "backends/cuda/device/rank.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"
@@ -16,42 +17,6 @@ namespace {
 
 constexpr int kThreads = 1024, kBins = 256, kBinBits = 8, kRankBits = 64;
 constexpr float kMostNoise = 23.f;  // gumbel() stays below 22.9
-
-/// A row of logits with what shapes it. Tokens that the counts do not know are the level's own
-/// guesses and those on the node's path.
-struct Row {
-  const float* logits;
-  const float* bias;              // or null
-  const uint32_t* counts;         // or null: no penalties
-  const int32_t* tentative;       // [tentatives]
-  const int32_t *token, *parent;  // of the tree
-  const uint32_t* seen;           // [32] a bit for each token % 1024 among the extra ones
-  int tentatives, node, vocab;
-  float repetition, frequency, presence, scale;
-};
-
-__device__ int times_extra(const Row& r, int id) {
-  int times = 0;
-  for (int i = 0; i < r.tentatives; ++i) times += r.tentative[i] == id;
-  for (int at = r.node; at > 0; at = r.parent[at]) times += r.token[at] == id;
-  return times;
-}
-
-/// Bias, penalties and scale of one token.
-__device__ float shaped(const Row& r, int id) {
-  float z = r.logits[id];
-  if (r.bias) z = z + r.bias[id];
-  if (r.counts) {
-    uint32_t count = r.counts[id];
-    if (r.seen[id / 32 % 32] >> (id % 32) & 1u) count += static_cast<uint32_t>(times_extra(r, id));
-    if (count) {
-      const auto times = static_cast<int32_t>(count & 0x7fffffffu);
-      const float repeated = z * (z > 0 ? 1.f / r.repetition : r.repetition);
-      z = (repeated - r.frequency * static_cast<float>(times)) - (times ? r.presence : 0.f);
-    }
-  }
-  return z * r.scale;
-}
 
 /// The rank down to which the weights of ranks from `kept` on first reach `need`, or `kept`.
 template <class Weight>

@@ -56,7 +56,7 @@ def read_gguf(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     config = {
         "hidden_size": key("embedding_length"), "intermediate_size": key("feed_forward_length"),
         "num_hidden_layers": key("block_count"), "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads, "rms_norm_eps": float(key("attention.layer_norm_rms_epsilon")),
+        "num_key_value_heads": kv_heads, "rms_norm_eps": float(f"{key('attention.layer_norm_rms_epsilon'):.7g}"),
         "rope_theta": float(key("rope.freq_base")),
         "vocab_size": len(weights["model.embed_tokens.weight"]),
         "tie_word_embeddings": "lm_head.weight" not in weights,

@@ -45,7 +45,7 @@ TEST(DraftSpec, WritesWhatItReads) {
   for (const char* text :
        {"lookup", "cast:mxfp4:shared:tokens=4,lookup", "switch:a8,lookup:max=3:min=1",
         "switch:a8:shared", "model:/x/y:tokens=2:head=int8", "plain/path",
-        "C\\:/models\\,old,lookup", "back\\\\slash"}) {
+        "cast:int8,eagle:/x/y:tokens=4:nodes=30", "C\\:/models\\,old,lookup", "back\\\\slash"}) {
     const std::string once = to_string(parse_draft(text));
     EXPECT_EQ(to_string(parse_draft(once)), once) << text;
     EXPECT_EQ(parse_draft(once).size(), parse_draft(text).size()) << text;
@@ -85,7 +85,7 @@ INSTANTIATE_TEST_SUITE_P(
         std::pair{"cast:int8:head=", "head="}, std::pair{"cast:int8:head=fp3", "fp3"},
         std::pair{"switch:a8:own", "own"}, std::pair{"switch:a8:head=int8", "head"},
         std::pair{"lookup,cast:int8", "put it last"}, std::pair{"dir:with:colon", "with"},
-        std::pair{"eagle:dir", "dir"}, std::pair{"dir:shared", "shared"},
+        std::pair{"owl:dir", "dir"}, std::pair{"eagle", "DIR"}, std::pair{"dir:shared", "shared"},
         std::pair{"a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a", "at most"}));
 
 TEST(DraftSpec, EveryKindHasADefault) {
@@ -192,9 +192,18 @@ INSTANTIATE_TEST_SUITE_P(
         BadRequest{"repetition_penalty", [](Request& r) { r.sampling.repetition_penalty = kInf; }},
         BadRequest{"frequency_penalty", [](Request& r) { r.sampling.frequency_penalty = 2.5f; }},
         BadRequest{"presence_penalty", [](Request& r) { r.sampling.presence_penalty = kNan; }},
-        BadRequest{"logit_bias", [](Request& r) { r.sampling.logit_bias = {{kVocab, 1.f}}; }},
-        BadRequest{"logit_bias", [](Request& r) { r.sampling.logit_bias = {{1, -kInf}}; }},
-        BadRequest{"logit_bias", [](Request& r) { r.sampling.logit_bias = {{1, 1.f}, {1, 2.f}}; }},
+        BadRequest{"logit_bias",
+                   [](Request& r) {
+                     r.sampling.logit_bias = {{kVocab, 1.f}};
+                   }},
+        BadRequest{"logit_bias",
+                   [](Request& r) {
+                     r.sampling.logit_bias = {{1, -kInf}};
+                   }},
+        BadRequest{"logit_bias",
+                   [](Request& r) {
+                     r.sampling.logit_bias = {{1, 1.f}, {1, 2.f}};
+                   }},
         BadRequest{"logit_bias",
                    [](Request& r) { r.sampling.logit_bias.assign(1000000, {1, 1.f}); }},
         BadRequest{"stop_token_ids", [](Request& r) { r.stop_token_ids = {99}; }},

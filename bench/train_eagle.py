@@ -48,7 +48,9 @@ class Chats:
         turns = [encode(TURN["assistant"]), encode(TURN["user"])]  # behind a user's turn, an answer
         starts = [encode(o) for o in OPENERS]
         most = max(map(len, turns + starts))
-        self.forced = torch.tensor([[*t, *[0] * (most - len(t))] for t in turns + starts], device=device)
+        self.forced = torch.tensor(
+            [[*t, *[0] * (most - len(t))] for t in turns + starts], device=device
+        )
         self.lengths = torch.tensor([len(t) for t in turns + starts], device=device)
         self.script = torch.full((rows,), -1, device=device)  # row of `forced` that is due
         self.place = torch.zeros(rows, dtype=torch.long, device=device)
@@ -96,7 +98,9 @@ def write_texts(target: Llama, encode, special, o) -> torch.Tensor:
         chats = Chats(encode, o.rows, target.device, special, openers)
         first = chats.first(o.rows, target.device)
         out.append(target.write(first, o.length + 1, chats).to(torch.int32))
-        print(f"texts: {len(out) * o.rows * o.length} tokens, {time.time() - began:.0f} s", flush=True)
+        print(
+            f"texts: {len(out) * o.rows * o.length} tokens, {time.time() - began:.0f} s", flush=True
+        )
     return torch.cat(out)
 
 
@@ -193,7 +197,9 @@ def train(target: Llama, texts: torch.Tensor, o) -> Head:
     scale = inputs.square().mean((0, 1)).sqrt().clamp(min=1e-4)
     size = inputs[..., target.width :].square().mean().sqrt().item()
     head = Head(target, scale).to(target.device)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=o.rate, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=o.rate, betas=(0.9, 0.95), weight_decay=0.01
+    )
 
     def rate_at(step):
         warm = max(1, o.steps // 20)
@@ -225,7 +231,9 @@ def train(target: Llama, texts: torch.Tensor, o) -> Head:
         optimizer.step()
         schedule.step()
         if step % 200 == 199 or step + 1 == o.steps:
-            print(f"step {step + 1}: loss {loss.item():.4f}, {time.time() - began:.0f} s", flush=True)
+            print(
+                f"step {step + 1}: loss {loss.item():.4f}, {time.time() - began:.0f} s", flush=True
+            )
     depth = min(6, o.length - 2)
     print("first guesses right by depth:", agreement(head, target, held, depth), flush=True)
     return head
@@ -258,7 +266,9 @@ def options() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("target", type=Path, help="a Hugging Face directory, or a GGUF file")
     p.add_argument("out", type=Path)
-    p.add_argument("--tokenizer", type=Path, help="tokenizer.json; the directory's own unless given")
+    p.add_argument(
+        "--tokenizer", type=Path, help="tokenizer.json; the directory's own unless given"
+    )
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--rows", type=int, default=1536, help="chats side by side")
     p.add_argument("--batches", type=int, default=5, help="of them, one after the other")
@@ -267,8 +277,12 @@ def options() -> argparse.Namespace:
     p.add_argument("--steps", type=int, default=4500)
     p.add_argument("--batch", type=int, default=8, help="chats of a step")
     p.add_argument("--rate", type=float, default=2e-3)
-    p.add_argument("--unroll", type=int, default=1, help="steps of a text fed with the head's own states")
-    p.add_argument("--near", type=float, default=1.0, help="weight of the distance to the next state")
+    p.add_argument(
+        "--unroll", type=int, default=1, help="steps of a text fed with the head's own states"
+    )
+    p.add_argument(
+        "--near", type=float, default=1.0, help="weight of the distance to the next state"
+    )
     p.add_argument("--cross", type=float, default=0.1, help="weight of the cross-entropy")
     p.add_argument("--noise", type=float, default=0.2, help="on states, of their root mean square")
     p.add_argument("--seed", type=int, default=1)

@@ -192,18 +192,9 @@ INSTANTIATE_TEST_SUITE_P(
         BadRequest{"repetition_penalty", [](Request& r) { r.sampling.repetition_penalty = kInf; }},
         BadRequest{"frequency_penalty", [](Request& r) { r.sampling.frequency_penalty = 2.5f; }},
         BadRequest{"presence_penalty", [](Request& r) { r.sampling.presence_penalty = kNan; }},
-        BadRequest{"logit_bias",
-                   [](Request& r) {
-                     r.sampling.logit_bias = {{kVocab, 1.f}};
-                   }},
-        BadRequest{"logit_bias",
-                   [](Request& r) {
-                     r.sampling.logit_bias = {{1, -kInf}};
-                   }},
-        BadRequest{"logit_bias",
-                   [](Request& r) {
-                     r.sampling.logit_bias = {{1, 1.f}, {1, 2.f}};
-                   }},
+        BadRequest{"logit_bias", [](Request& r) { r.sampling.logit_bias = {{kVocab, 1.f}}; }},
+        BadRequest{"logit_bias", [](Request& r) { r.sampling.logit_bias = {{1, -kInf}}; }},
+        BadRequest{"logit_bias", [](Request& r) { r.sampling.logit_bias = {{1, 1.f}, {1, 2.f}}; }},
         BadRequest{"logit_bias",
                    [](Request& r) { r.sampling.logit_bias.assign(1000000, {1, 1.f}); }},
         BadRequest{"stop_token_ids", [](Request& r) { r.stop_token_ids = {99}; }},

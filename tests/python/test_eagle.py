@@ -23,7 +23,9 @@ def said(directory, draft, **options):
         return model.generate(PROMPT, max_tokens=40, ignore_eos=True, **options), model.info.levels
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 4, "repetition_penalty": 1.2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.9, "seed": 4, "repetition_penalty": 1.2}]
+)
 def test_its_text_is_that_of_plain_decoding(tiny_dir, head, options):
     plain, _ = said(tiny_dir, None, **options)
     for draft in (Eagle(head), Eagle(str(head), tokens=3, nodes=200, top=16), f"eagle:{head}:tokens=2:nodes=9",

@@ -31,20 +31,20 @@ void TreeDrafter::attach(const TreeView& trees) {
   trees_ = trees;
   const size_t n = static_cast<size_t>(trees.sequences), nodes = n * trees.capacity;
   recording_ = backend_.record([&] {
-    backend_.own(
-        {{memory_.data(), memory_.bytes()},
-         {cache_->view().data, cache_->bytes()},
-         {trees.count, n * 4},
-         {trees.token, nodes * 4},
-         {trees.parent, nodes * 4}},
-        [trees, o = options_, spec = cache_->spec()](std::span<void* const> at) {
-          TreeView view = trees;
-          view.count = static_cast<int32_t*>(at[2]);
-          view.token = static_cast<int32_t*>(at[3]);
-          view.parent = static_cast<int32_t*>(at[4]);
-          for (int i = 0; i < o.sequences; ++i)
-            grow(static_cast<const Ask*>(at[0])[i], i, {spec, at[1]}, view, o.vocab, o.least);
-        });
+    backend_.own({{memory_.data(), memory_.bytes()},
+                  {cache_->view().data, cache_->bytes()},
+                  {trees.count, n * 4},
+                  {trees.token, nodes * 4},
+                  {trees.parent, nodes * 4}},
+                 [trees, o = options_, spec = cache_->spec()](std::span<void* const> at) {
+                   TreeView view = trees;
+                   view.count = static_cast<int32_t*>(at[2]);
+                   view.token = static_cast<int32_t*>(at[3]);
+                   view.parent = static_cast<int32_t*>(at[4]);
+                   for (int i = 0; i < o.sequences; ++i)
+                     grow(static_cast<const Ask*>(at[0])[i], i, {spec, at[1]}, view, o.vocab,
+                          o.least);
+                 });
   });
 }
 

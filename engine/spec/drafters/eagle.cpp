@@ -289,7 +289,7 @@ FeatureSpec features_of(const DrafterSetup& s) { return {1, s.above->width, {s.a
 int positions_of(const DrafterSetup& s) { return kv_spec({}, s.context, 0, 1).positions; }
 
 DrafterNeed memory_of(const DrafterSetup& s, const Backend& backend) {
-  const auto checkpoint = open_checkpoint(s.argument);
+  const auto checkpoint = open_head_checkpoint(s.argument);
   const EagleConfig config = read_eagle_config(*checkpoint, *s.above);
   EagleOptions options = options_of(s);
   options.block = backend.row_buckets().back();
@@ -304,7 +304,7 @@ DrafterNeed memory_of(const DrafterSetup& s, const Backend& backend) {
 }
 
 std::unique_ptr<Drafter> make(const DrafterSetup& s, const DrafterSite& site) {
-  const auto checkpoint = open_checkpoint(s.argument);
+  const auto checkpoint = open_head_checkpoint(s.argument);
   const Model& model = site.above.model();
   auto head = std::make_shared<EagleHead>(site.backend, *checkpoint,
                                           read_eagle_config(*checkpoint, model.config()), model,

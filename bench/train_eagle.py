@@ -289,7 +289,7 @@ def options() -> argparse.Namespace:
     p.add_argument("--smoke", action="store_true", help="as little of everything as runs")
     o = p.parse_args()
     if o.smoke:
-        o.rows, o.batches, o.length, o.held, o.steps, o.batch = 6, 1, 48, 2, 4, 2
+        o.rows, o.batches, o.length, o.held, o.steps, o.batch = 6, 1, 112, 2, 4, 2
         o.unroll = max(o.unroll, 3)
     return o
 

@@ -54,7 +54,9 @@ TEST(EagleHeadFile, WhatDoesNotFitIsRefusedByName) {
        [](auto& c) { c.remove("fc.weight"); }},
       {Code::model_format,
        {"fc.weight", "[128, 256]"},
-       [&](auto& c) { c.add("fc.weight", "F32", {64, 128}, some); }},
+       [&](auto& c) {
+         c.add("fc.weight", "F32", {64, 128}, some);
+       }},
       {Code::model_format,
        {"fc.bias"},
        [&](auto& c) { c.add("fc.bias", "F32", {64}, std::vector<float>(64)); }},
@@ -71,7 +73,9 @@ TEST(EagleHeadFile, WhatDoesNotFitIsRefusedByName) {
        }},
       {Code::unsupported,
        {"layers.0.extra.weight", "no place"},
-       [&](auto& c) { c.add("layers.0.extra.weight", "F32", {64, 128}, some); }},
+       [&](auto& c) {
+         c.add("layers.0.extra.weight", "F32", {64, 128}, some);
+       }},
       {Code::unsupported,
        {"d2t", "EAGLE-3"},
        [](auto& c) { c.add("d2t", "I64", {4}, std::vector<int64_t>(4)); }},
@@ -112,7 +116,7 @@ class EagleDirectory : public ::testing::Test {
     root_ = std::filesystem::temp_directory_path() / ("eagle_" + std::to_string(::getpid()));
     std::filesystem::create_directories(root_ / "model");
     std::filesystem::create_directories(root_ / "head");
-    write_checkpoint(tiny_checkpoint(spec_of()), model());
+    write_tiny_checkpoint(spec_of(), model());
     write_checkpoint(tiny_head(spec_of(), {}), head());
   }
   void TearDown() override { std::filesystem::remove_all(root_); }
@@ -148,6 +152,22 @@ TEST_F(EagleDirectory, DraftsFromItForWhateverStandsAbove) {
     EXPECT_EQ(say(draft, &stats), plain);
     EXPECT_GT(stats.levels.back().drafted, 0);
   }
+}
+
+TEST_F(EagleDirectory, DraftsForASmallerModelThatDraftsForTheTarget) {
+  TinySpec small = spec_of();
+  small.width = 64, small.heads = 2, small.kv_heads = 1, small.ffn = 96, small.seed = 33;
+  const std::string model = (root_ / "small").string(), head = (root_ / "small_head").string();
+  std::filesystem::create_directories(model), std::filesystem::create_directories(head);
+  write_tiny_checkpoint(small, model);
+  write_checkpoint(tiny_head(small, {}), head);
+  Stats stats;
+  EXPECT_EQ(say("model:" + model + ":tokens=4,eagle:" + head + ":tokens=3:nodes=60", &stats),
+            say(""));
+  EXPECT_GT(stats.levels.back().accepted, 0);
+  // A head of the target does not fit the smaller model.
+  stepladder::testing::expect_refused([&] { say("model:" + model + ",eagle:" + this->head()); },
+                                      Code::model_format, {"hidden_size 128", "64"});
 }
 
 TEST_F(EagleDirectory, OptionsOutOfRangeAndDirectoriesThatAreNoneAreRefused) {

@@ -56,7 +56,7 @@ File::File(std::string path) : path_(std::move(path)) {
   do descriptor_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   while (descriptor_ < 0 && errno == EINTR);
   if (descriptor_ < 0) fail_open(path_, errno);
-  struct stat status {};
+  struct stat status{};
   const int error = ::fstat(descriptor_, &status) == 0 ? 0 : errno;
   if (error != 0 || !S_ISREG(status.st_mode)) {
     ::close(descriptor_);

@@ -54,9 +54,7 @@ TEST(EagleHeadFile, WhatDoesNotFitIsRefusedByName) {
        [](auto& c) { c.remove("fc.weight"); }},
       {Code::model_format,
        {"fc.weight", "[128, 256]"},
-       [&](auto& c) {
-         c.add("fc.weight", "F32", {64, 128}, some);
-       }},
+       [&](auto& c) { c.add("fc.weight", "F32", {64, 128}, some); }},
       {Code::model_format,
        {"fc.bias"},
        [&](auto& c) { c.add("fc.bias", "F32", {64}, std::vector<float>(64)); }},
@@ -73,9 +71,7 @@ TEST(EagleHeadFile, WhatDoesNotFitIsRefusedByName) {
        }},
       {Code::unsupported,
        {"layers.0.extra.weight", "no place"},
-       [&](auto& c) {
-         c.add("layers.0.extra.weight", "F32", {64, 128}, some);
-       }},
+       [&](auto& c) { c.add("layers.0.extra.weight", "F32", {64, 128}, some); }},
       {Code::unsupported,
        {"d2t", "EAGLE-3"},
        [](auto& c) { c.add("d2t", "I64", {4}, std::vector<int64_t>(4)); }},

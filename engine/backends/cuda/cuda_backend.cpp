@@ -264,12 +264,19 @@ void CudaBackend::launch(void (*kernel)(const Args&, cudaStream_t), const Args& 
   kernel(args, stream_);
 }
 
-size_t CudaBackend::workspace_bytes(const ProjectArgs& a) const { return steps_workspace_bytes(a); }
+constexpr size_t kCounterBytes = cuda::kCounters * sizeof(uint32_t);
+
+size_t CudaBackend::workspace_bytes(const ProjectArgs& a) const {
+  const size_t bytes = steps_workspace_bytes(a);
+  return bytes ? kCounterBytes + bytes : 0;
+}
 size_t CudaBackend::workspace_bytes(const AttentionArgs& a) const {
   use();
   return cuda::tiles_workspace_bytes(a);
 }
-void CudaBackend::project(const ProjectArgs& a) {
+void CudaBackend::project(const ProjectArgs& args) {
+  ProjectArgs a = args;
+  if (a.workspace) a.workspace = static_cast<std::byte*>(a.workspace) + kCounterBytes;
   if (a.weight.kernel)
     launch(static_cast<const cuda::CudaKernel*>(a.weight.kernel)->project, a);
   else

@@ -10,6 +10,9 @@
 namespace stepladder::cuda {
 
 constexpr int kMaxHeadDim = 256;
+/// At the front of every workspace: 32-bit counters, zero between kernels. What is handed on for
+/// scratch begins behind them.
+constexpr int kCounters = 1024;
 
 void expand(const ExpandArgs&, cudaStream_t);
 void advance(const AdvanceArgs&, cudaStream_t);

@@ -18,7 +18,8 @@ struct ProductArgs {
   Finish finish;
   Tensor out;          // of store, add and gate
   RopeAppend rope;     // of rope_append
-  int most_tiles = 0;  // of a thread block, rounded up to whole stages
+  int most_tiles = 0;   // of a thread block, rounded up to whole stages
+  int batch_tiles = 0;  // of one row: whose sums are kept until all are there; even
 };
 
 /// Whether tiles come in pairs whose rows belong together: gate and up, halves of a head.

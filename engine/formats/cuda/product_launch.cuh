@@ -1,6 +1,7 @@
 // Which of the product's kernels runs for a format's scales and a number of rows.
 #pragma once
 
+#include "formats/cuda/one_row.cuh"
 #include "formats/cuda/product.cuh"
 #include "formats/cuda/projection.h"
 
@@ -8,46 +9,57 @@ namespace stepladder::cuda {
 
 /// What of the current device shapes a launch.
 struct DeviceShape {
-  int multiprocessors, shared, shared_of_block;  // bytes of one multiprocessor, and of a block
+  int multiprocessors, shared;  // bytes of one multiprocessor
 
   static DeviceShape current() {
     return {device_attribute(cudaDevAttrMultiProcessorCount),
-            device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
-            device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+            device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
   }
 };
 
-/// Shared memory that a block takes at least, so that it lies beside one of the kernel before it,
-/// and not two of it do where that one is small: what adds to the residual, and follows attention
-/// or a gate, takes more than half of what there is.
-inline int least_shared(const DeviceShape& d, Finish finish) {
-  constexpr int kReserved = 1024;  // of each block, by CUDA
-  return finish == Finish::add ? std::min(d.shared / 2 + 512 - kReserved, d.shared_of_block) : 0;
+/// What adds to the residual stands between attention, a gate and a rotation.
+inline Side side_of(Finish f) { return paired(f) ? Side::shared : Side::registers; }
+
+/// A launch's block a multiprocessor, for its tiles.
+inline dim3 grid_of(ProductArgs& p, const DeviceShape& d, int together, int rows) {
+  const int blocks = d.multiprocessors, items = items_of(p);
+  p.most_tiles =
+      round_up((items + blocks - 1) / blocks * (paired(p.finish) ? 2 : 1), together);
+  return dim3(blocks, (p.live.capacity + rows - 1) / rows);
 }
 
 template <class P>
 void launch_product(ProductArgs p, cudaStream_t stream) {
   const DeviceShape device = DeviceShape::current();
-  const dim3 grid(std::min(items_of(p), device.multiprocessors),
-                  (p.live.capacity + P::kTokens * 8 - 1) / (P::kTokens * 8));
+  const dim3 grid = grid_of(p, device, P::kTogether, P::kTokens * 8);
   const int rows = std::min(p.live.capacity, P::kTokens * 8);
-  const int most_items = (items_of(p) + static_cast<int>(grid.x) - 1) / static_cast<int>(grid.x);
-  p.most_tiles = round_up(most_items * (paired(p.finish) ? 2 : 1), P::kTogether);
   const int sums = P::kTiles * kSegments * rows * kTileRows * static_cast<int>(sizeof(float));
-  const int shared = std::max(kSegments * P::Stages::kRingBytes + sums +
-                                  (p.input.norm ? p.weight.k * 2 : 0) + list_bytes(p.most_tiles),
-                              least_shared(device, p.finish));
-  must(cudaFuncSetAttribute(product_kernel<P>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-       "shared memory");
-  launch_kernel(product_kernel<P>, grid, kProductThreads, shared, stream, p);
+  launch_beside(product_kernel<P>, P::kResident == 2 ? side_of(p.finish) : Side::shared, grid,
+                list_bytes(p.most_tiles) + kSegments * P::Stages::kRingBytes + sums, stream, p);
+}
+
+template <class P>
+void launch_one_row(ProductArgs p, cudaStream_t stream) {
+  const DeviceShape device = DeviceShape::current();
+  const dim3 grid = grid_of(p, device, P::kTogether, 1);
+  const int shared =
+      list_bytes(p.most_tiles) + kSegments * P::Stages::kRingBytes + row_bytes<P>(p);
+  const int room = (shared_beside(device.shared) - shared) / kTileSums / 2 * 2;
+  p.batch_tiles = std::clamp(room, 2, round_up(p.most_tiles, 2));
+  launch_beside(one_row_kernel<P>, side_of(p.finish), grid, shared + p.batch_tiles * kTileSums,
+                stream, p);
 }
 
 /// As measured; the more scales a unit has, the fewer tiles and rows there are registers for.
 template <class Codes, bool kBf16, int kSpans, DType kScale>
 void product_of_rows(const ProductArgs& p, cudaStream_t stream) {
   constexpr bool kFew = kSpans > 2;
+  if (p.live.capacity == 1) {
+    constexpr int kTiles = together<Codes>(1, kSpans);
+    return launch_one_row<Product<Codes, kBf16, kSpans, kScale, 1, kTiles, 2>>(p, stream);
+  }
   if (p.live.capacity <= 8)
-    return launch_product<Product<Codes, kBf16, kSpans, kScale, 1, (kFew ? 2 : 4), 2>>(p, stream);
+    return launch_product<Product<Codes, kBf16, kSpans, kScale, 1, (kSpans > 1 ? 2 : 4), 2>>(p, stream);
   if (p.live.capacity <= 16 || kFew)
     return launch_product<Product<Codes, kBf16, kSpans, kScale, 2, (kSpans > 1 ? 4 : 8), 1>>(
         p, stream);
@@ -81,7 +93,7 @@ struct Products {
     p.input.type == DType::bf16 ? Body<true>::run(p, stream) : Body<false>::run(p, stream);
   }
   /// One row is normalized where it is multiplied, by every thread block for itself.
-  static bool norms(int rows, int k) { return rows == 1 && k <= 8192; }
+  static bool norms(int rows, int k) { return rows == 1 && even_row(k); }
   static void project(const ProjectArgs& a, cudaStream_t stream) {
     queue_projection(a, {.product = queue, .norms = norms, .pairs = true}, stream);
   }

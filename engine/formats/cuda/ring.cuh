@@ -20,8 +20,9 @@ class Ring {
         oldest_(next_ - lane_of_thread() * 16),
         end_(oldest_ + kRingBytes) {}
 
-  /// Sends for the next stage, into the one that was released last; null: for nothing. As many
-  /// stages are sent for before the first is taken as there are but one. All lanes call.
+  /// Sends for the next stage, into the one that was released last; null: for nothing. The caller
+  /// ends the group of copies that it belongs to: a group a stage, of which there are as many before
+  /// the first is taken as there are stages but one. All lanes call.
   __device__ void send_for(const std::byte* const (&pieces)[kPieces]) {
     static_assert(kBytes % 16 == 0);
     const int lane = lane_of_thread() * 16;
@@ -34,7 +35,6 @@ class Ring {
             asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(next_ + i * kBytes + b),
                          "l"(pieces[i] + lane + b)
                          : "memory");
-    end_group();
     next_ = next_ + kStageBytes >= end_ ? next_ + kStageBytes - kRingBytes : next_ + kStageBytes;
   }
 

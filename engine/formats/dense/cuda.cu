@@ -28,7 +28,7 @@ __global__ void mixed_kernel(const __grid_constant__ ProductArgs p) {
       sum = fmaf(from_16(p.weight.desc.code, code), from_16(p.input.type, x[at + i]), sum);
     }
   sum = warp_sum(sum);
-  if (lane_of_thread() == 0) put(p, row, n, with_scale_and_bias(p, sum, n));
+  if (lane_of_thread() == 0) put(p, place_of(p, row_place(p, row), n), with_scale_and_bias(p, sum, n));
 }
 
 void mixed(const ProductArgs& p, cudaStream_t stream) {

@@ -44,7 +44,7 @@ struct TileShape {
   static constexpr int kPieces = kDim / 8;  // of 16 bytes, of a key
   static constexpr int kPitch = kDim + 8;   // of keys in shared memory: no two rows in one bank
   static constexpr int kPlane = kAttentionStep * kPitch, kStage = 2 * kPlane;
-  static constexpr int kStages = kTogether ? 3 : kTeamWarps;
+  static constexpr int kStages = kTogether ? 2 : kTeamWarps;
   static constexpr int kColumns = kPieces / (kTogether ? kTeamWarps : 1);  // a warp's, of 8
   static constexpr int kScorePitch = 40;  // a step's scores, where the warps share it
   static constexpr int kQBytes = kRows * kPitch * 2, kRingBytes = kStages * kStage * 2;
@@ -67,11 +67,18 @@ __device__ inline float fold(float sum, Factors f, float part) {
   return fmaf(part, f.part, sum * f.sum);
 }
 
-/// An element of a row: its slots' parts(0) to parts(slots - 1), then its last step's, divided by
-/// the row's weight. `slot` is the maximum and weight of slot `lane`, `last` of the last step. All
-/// lanes call.
-template <class Parts>
-__device__ float merged(int slots, float2 slot, const Parts& parts, float2 last, float last_part) {
+/// Elements of a row.
+template <int kCount>
+struct alignas(4 * kCount) Elements {
+  float of[kCount];
+};
+
+/// Elements of a row: its slots' parts(0) to parts(slots - 1), then its last step's, divided by the
+/// row's weight. `slot` is the maximum and weight of slot `lane`, `last` of the last step. All lanes
+/// call. kAtOnce: parts that are loaded at once.
+template <int kAtOnce, int kCount, class Parts>
+__device__ Elements<kCount> merged(int slots, float2 slot, const Parts& parts, float2 last,
+                                   const Elements<kCount>& last_part) {
   const int lane = lane_of_thread();
   float most = lane < slots ? slot.x : kLowest;
   const float own = most;
@@ -83,17 +90,26 @@ __device__ float merged(int slots, float2 slot, const Parts& parts, float2 last,
   float before = __shfl_up_sync(kAllLanes, most, 1);
   if (lane == 0) before = kLowest;
   const Factors of_lane{power_of_2(before - most), power_of_2(own - most)};
-  float sum = 0.f, weight = 0.f;
-#pragma unroll 4
+  Elements<kCount> sum{};
+  float weight = 0.f;
+  const auto add = [&](Factors f, const Elements<kCount>& part) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) sum.of[i] = fold(sum.of[i], f, part.of[i]);
+  };
+#pragma unroll kAtOnce
   for (int s = 0; s < slots; ++s) {
     const Factors f{__shfl_sync(kAllLanes, of_lane.sum, s),
                     __shfl_sync(kAllLanes, of_lane.part, s)};
-    sum = fold(sum, f, parts(s));
+    add(f, parts(s));
     weight = fold(weight, f, __shfl_sync(kAllLanes, slot.y, s));
   }
   most = __shfl_sync(kAllLanes, most, kWarp - 1);
   const Factors f = raise(most, last.x);
-  return fold(sum, f, last_part) / fold(weight, f, last.y);
+  add(f, last_part);
+  weight = fold(weight, f, last.y);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sum.of[i] = sum.of[i] / weight;
+  return sum;
 }
 
 // ---- tokens and their steps ------------------------------------------------------------------
@@ -154,7 +170,7 @@ struct Team {
   const Token& own;
   const uint16_t *keys = nullptr, *values = nullptr;  // of the sequence and KV head in hand
   int first;                                          // row of the round that token 0 is
-  int lane, warp, barrier;                            // its own barrier of the block
+  int lane, warp;
   uint16_t* ring;
   float* scores;
   const uint16_t* q;  // what the lane loads of the tile's rows
@@ -164,8 +180,9 @@ struct Team {
   Cursor ahead;              // the step to put on its way next
   int filled;                // steps put on their way before the first is taken
 
+  /// By a barrier of the block that is the team's own.
   __device__ void sync() const {
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kTeam) : "memory");
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + threadIdx.x / kTeam), "n"(kTeam) : "memory");
   }
 
   /// Puts keys or values of a step that all rows take on their way.
@@ -192,7 +209,7 @@ struct Team {
   template <int kCopiers>
   __device__ void copy(uint16_t* to, const uint16_t* from, int entry, int valid) const {
     const int thread = kCopiers == kWarp ? lane : warp * kWarp + lane;
-#pragma unroll 4
+#pragma unroll(S::kTogether ? 2 : 4)
     for (int i = 0; i < kAttentionStep * S::kPieces / kCopiers; ++i) {
       const int at = i * kCopiers + thread, key = at / S::kPieces, piece = at % S::kPieces;
       const int e = __shfl_sync(kAllLanes, entry, key);

@@ -27,9 +27,8 @@ __device__ inline int times_extra(const Row& r, int id) {
   return times;
 }
 
-/// Bias, penalties and scale of one token.
-__device__ inline float shaped(const Row& r, int id) {
-  float z = r.logits[id];
+/// Bias, penalties and scale of one token, of logit z.
+__device__ inline float shaped(const Row& r, int id, float z) {
   if (r.bias) z = z + r.bias[id];
   if (r.counts) {
     uint32_t count = r.counts[id];

@@ -1,11 +1,13 @@
 // Attention on tensor instructions, for heads of 64 and 128 elements: how the steps of
 // device/attention_steps.cuh are shared out.
 //
-// Few rows, where there are clusters: a tile is a cluster of blocks of two teams, and a slot a
-// team's work, as is the last step of a token. What they sum up goes to the shared memory of the
-// block that folds it. Else a block has a tile a warp. It takes its rows from end to end where
-// blocks enough are busy with that and slots are one step each, so that they need not be kept
-// apart; or one slot of theirs, which goes to the workspace, and a second kernel folds them.
+// Few rows: blocks of two teams share a tile; a slot is a team's work, as is the last step of a
+// token. What they sum up goes to the workspace, and the last of them that is through folds it.
+// Else a block has a tile a warp. It takes its rows from end to end where blocks enough are busy
+// with that and slots are one step each, so that they need not be kept apart; or one slot of
+// theirs, which goes to the workspace, and a second kernel folds them.
+#include <algorithm>
+
 #include "backends/cuda/device/attention_steps.cuh"
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/kernels.h"
@@ -13,18 +15,16 @@
 namespace stepladder::cuda {
 namespace {
 
-constexpr int kTeams = 2, kCluster = kSlots / kTeams;
+/// Of a thread, where few rows are taken: what is left beside a kernel on the other side.
+constexpr int kRegisters = 112;
+constexpr int kTeams = 2, kCrew = kSlots / kTeams;  // blocks that share a tile
 constexpr int kEntries = kSlots + 1;  // of a row: its slots and its last step
 
 template <int kDim, bool kBf16>
 struct FewRows : TileShape<kDim, kBf16, true> {
   using T = TileShape<kDim, kBf16, true>;
-  // A row's elements go to four blocks of the cluster; each gets those of four rows.
-  static constexpr int kRun = kDim / kTeamWarps, kRowsHere = kTile * kTeamWarps / kCluster;
   static constexpr int kScores = T::kQBytes + kTeams * T::kRingBytes;
-  static constexpr int kParts = kScores + kTeams * T::kScoreBytes;
-  static constexpr int kWeights = kParts + kEntries * kRowsHere * kRun * 4;
-  static constexpr int kSharedBytes = kWeights + kEntries * kRowsHere * 8;
+  static constexpr int kSharedBytes = kScores + kTeams * T::kScoreBytes;
 };
 template <int kDim, bool kBf16>
 struct ManyRows : TileShape<kDim, kBf16, false> {
@@ -37,15 +37,17 @@ struct Place {
   int kv_head, head, heads;  // the first query head of its rows, and how many
   int base, tokens, first;   // token 0 as a row of the block of rows; of the round
 
-  __device__ explicit Place(const TileArgs& p) {
+  __device__ static Place of(const TileArgs& p, unsigned tile) {
     const AttentionArgs& a = p.args;
     const int group = a.heads / a.kv.spec.kv_heads;
     const int part = static_cast<int>(blockIdx.y) % p.parts * p.heads;
-    kv_head = static_cast<int>(blockIdx.y) / p.parts;
-    head = kv_head * group + part, heads = min(p.heads, group - part);
-    base = static_cast<int>(blockIdx.z) * p.block_tokens;
-    tokens = min(live_rows(a.live) - base, p.block_tokens);
-    first = first_row(a.live) + base;
+    Place x;
+    x.kv_head = static_cast<int>(blockIdx.y) / p.parts;
+    x.head = x.kv_head * group + part, x.heads = min(p.heads, group - part);
+    x.base = static_cast<int>(tile) * p.block_tokens;
+    x.tokens = min(live_rows(a.live) - x.base, p.block_tokens);
+    x.first = first_row(a.live) + x.base;
+    return x;
   }
 };
 /// A row of a block's tiles as a token and one of its heads.
@@ -119,28 +121,151 @@ __device__ void copy_queries(const TileArgs& p, const Place& place, uint16_t* q)
   end_group();
 }
 
+// ---- what is folded --------------------------------------------------------------------------
+
+/// Where the workspace has what a row's entry sums up: elements, then maximum and weight.
+template <int kDim>
+__device__ float* in_workspace(const AttentionArgs& a, int row, int head, int entry) {
+  return static_cast<float*>(a.workspace) + kCounters +
+         ((int64_t{row} * a.heads + head) * kEntries + entry) * (kDim + 4);
+}
+
+/// Stores neighbouring elements of a row, from c on, folded from its entries, which are in shared
+/// memory or, one element at a time, in the workspace. All lanes call.
+template <int kDim, bool kShared>
+__device__ void merge_row(const AttentionArgs& a, const float* entries, int row, int head, int slots,
+                          int last, int c) {
+  constexpr int kCount = kShared ? 2 : 1, kAtOnce = kShared ? 1 : 8;
+  using Some = Elements<kCount>;
+  const auto load = [](auto* from) {
+    if constexpr (kShared)
+      return *from;
+    else
+      return __ldcg(from);  // other multiprocessors have written it
+  };
+  const auto part = [&](int e) {
+    const float* const from = entries + e * (kDim + 4) + c;
+    if constexpr (kShared)
+      return *reinterpret_cast<const Some*>(from);
+    else
+      return Some{{load(from)}};
+  };
+  const auto weighs = [&](int e) {
+    return load(reinterpret_cast<const float2*>(entries + e * (kDim + 4) + kDim));
+  };
+  const int lane = lane_of_thread();
+  const float2 slot = lane < slots ? weighs(lane) : float2{kLowest, 0.f};
+  const Some y = merged<kAtOnce>(slots, slot, part, weighs(last), part(last));
+#pragma unroll
+  for (int i = 0; i < kCount; ++i)
+    row_of<uint16_t>(a.out, row)[head * kDim + c + i] = to_16(a.out.dtype, y.of[i]);
+}
+
 // ---- few rows --------------------------------------------------------------------------------
 
-#if __CUDA_ARCH__ >= 900
+/// Stores what a team has summed up of tokens' rows.
 template <class S>
-__device__ void take_few_rows(const TileArgs& p, std::byte* shared) {
+__device__ void store_entry(const Team<S>& team, const Place& place, unsigned tokens, int entry) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const RowOf r(team.p, place, team.lane / 4 + half * 8);
+    if (!r.there || !(tokens >> r.token & 1)) continue;
+    float* const to = in_workspace<S::kDim>(team.p.args, place.base + r.token,
+                                            place.head + r.head, entry);
+#pragma unroll
+    for (int n = 0; n < S::kColumns; ++n)
+      *reinterpret_cast<float2*>(to + (team.warp * S::kColumns + n) * 8 + team.lane % 4 * 2) = {
+          team.sum[n][half * 2], team.sum[n][half * 2 + 1]};
+    if (team.warp == 0 && team.lane % 4 == 0)
+      *reinterpret_cast<float2*>(to + S::kDim) = {team.most[half], team.weight[half]};
+  }
+}
+
+/// Whether this block of a tile's is the last one to be through. All threads call.
+__device__ bool last_through(const AttentionArgs& a) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    auto* const through =
+        static_cast<unsigned*>(a.workspace) + blockIdx.z * gridDim.y + blockIdx.y;
+    last = atomicAdd(through, 1u) == gridDim.x - 1;
+    if (last) *through = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
+/// What a tile's row is when it is folded: row of the block, head, and slots; -1: none.
+struct Folded {
+  int row, head, slots;
+};
+/// Folds what the blocks of a tile have in the workspace, by way of shared memory: short code, as
+/// a multiprocessor seldom has it at hand. All threads call.
+template <class S>
+__device__ void merge_tile(const TileArgs& p, const Folded* rows, std::byte* shared) {
   const AttentionArgs& a = p.args;
-  const int rank = static_cast<int>(blockIdx.x), lane = lane_of_thread();
+  constexpr int kPieces = S::kDim / 4 + 1, kEntry = S::kDim + 4;
+  constexpr int kAtOnce = 4;  // rows
+  static_assert(kAtOnce * kEntries * kEntry * 4 <= S::kSharedBytes);
+  float* const held = reinterpret_cast<float*>(shared);
+  for (int first = 0; first < p.warp_tokens * p.heads; first += kAtOnce) {
+    __syncthreads();
+#pragma unroll 1
+    for (int i = 0; i < kAtOnce; ++i) {
+      const Folded r = rows[first + i];
+      if (r.slots < 0) continue;
+      const float* const from = in_workspace<S::kDim>(a, r.row, r.head, 0);
+      float* const to = held + i * kEntries * kEntry;
+#pragma unroll 1
+      for (int j = static_cast<int>(threadIdx.x); j < (r.slots + 1) * kPieces; j += kTeams * kTeam) {
+        const int e = j / kPieces;
+        copy_16(to + j * 4, from + j * 4 + (e == r.slots ? (kSlots - r.slots) * kEntry : 0), true);
+      }
+    }
+    end_group();
+    wait_for_groups<0>();
+    __syncthreads();
+    constexpr int kRun = 2 * kWarp;
+#pragma unroll 1
+    for (int i = warp_of_thread(); i < kAtOnce * S::kDim / kRun; i += kTeams * kTeamWarps) {
+      const Folded r = rows[first + i % kAtOnce];
+      if (r.slots < 0) continue;
+      merge_row<S::kDim, true>(a, held + i % kAtOnce * kEntries * kEntry, r.row, r.head, r.slots,
+                               r.slots, i / kAtOnce * kRun + lane_of_thread() * 2);
+    }
+  }
+}
+
+template <class S>
+__global__ void __maxnreg__(kRegisters) few_rows_kernel(const __grid_constant__ TileArgs p) {
+  if (threadIdx.x >= kTeams * kTeam) return;
+  start_next();
+  extern __shared__ __align__(16) std::byte shared[];
+  const AttentionArgs& a = p.args;
+  const int lane = lane_of_thread();
   const int in_block = warp_of_thread(), team_index = in_block / kTeamWarps;
-  const Place place(p);
+  __shared__ Place place;  // there, for want of registers
+  if (threadIdx.x == 0) place = Place::of(p, blockIdx.z);
+  __syncthreads();
   if (place.tokens <= 0) return wait_for_inputs();
-  cluster_arrive();
   int older = INT32_MAX;
   const Token own = token_of_lane(a.rows, place, older);
+  __shared__ Folded folded[kTile];
+  if (in_block == 0) {
+    const RowOf r(p, place, lane % kTile);
+    const int slots = __shfl_sync(kAllLanes, own.slots(), r.token % kWarp);
+    if (lane < kTile)
+      folded[lane] = {place.base + r.token, place.head + r.head, r.there ? slots : -1};
+  }
   uint16_t* const q = reinterpret_cast<uint16_t*>(shared);
-  float* const parts = reinterpret_cast<float*>(shared + S::kParts);
-  float* const weights = reinterpret_cast<float*>(shared + S::kWeights);
   Team<S> team{.p = p, .own = own, .first = place.first, .lane = lane};
-  team.warp = in_block % kTeamWarps, team.barrier = 1 + team_index;
+  team.warp = in_block % kTeamWarps;
   team.ring = q + (S::kQBytes + team_index * S::kRingBytes) / 2;
   team.scores = reinterpret_cast<float*>(shared + S::kScores + team_index * S::kScoreBytes);
   team.q = q + lane % 16 * S::kPitch + lane / 16 * 8;
-  const int slot = team_index * kCluster + rank;  // slots go to all blocks before a second team
+  const int slot = team_index * kCrew + static_cast<int>(blockIdx.x);  // slots go to all blocks before a second team
 
   unsigned left = __ballot_sync(kAllLanes, own.slot >= 0);
   for (bool waited = false; left;) {
@@ -168,94 +293,47 @@ __device__ void take_few_rows(const TileArgs& p, std::byte* shared) {
       team.begin(c);
     }
     if (!waited) {
-      if (entry < kSlots) team.fill(group.older);
-      wait_for_inputs();
-      copy_queries<S>(p, place, q);
-      if (entry < kEntries) team.fill();
+#pragma unroll 1
+      for (bool there = false;; there = true) {  // all that is attended to; first, older keys
+        if (entry < (there ? kEntries : kSlots)) team.fill(there ? INT32_MAX : group.older);
+        if (there) break;
+        wait_for_inputs();
+        copy_queries<S>(p, place, q);
+      }
       wait_for_groups<0>();
       __syncthreads();
       waited = true;
     }
-    cluster_wait();  // the others have begun, or are through with the tokens before
     while (entry < kEntries) {
-      const int token = entry == kSlots ? c.token : -1;
+      const unsigned tokens = entry == kSlots ? 1u << c.token : group.tokens;
       team.take(c);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = lane / 4 + half * 8;
-        const RowOf r(p, place, row);
-        if (!r.there || (token >= 0 && r.token != token)) continue;
-        const int block = row % 4 * 4 + team.warp, at = entry * S::kRowsHere + row / 4;
-#pragma unroll
-        for (int n = 0; n < S::kColumns; ++n)
-          store_two(in_block_of(parts + at * S::kRun + n * 8 + lane % 4 * 2, block),
-                    team.sum[n][half * 2], team.sum[n][half * 2 + 1]);
-        if (lane % 4 == 0)
-          store_two(in_block_of(weights + at * 2, block), team.most[half], team.weight[half]);
-      }
+      store_entry(team, place, tokens, entry);
       next();
       if (entry < kEntries) {
         c.settle(own);
         team.begin(c);
       }
     }
-    cluster_arrive();
-    cluster_wait();
-    // A thread an element; rows are far enough apart that a warp has but one.
-    for (int i = static_cast<int>(threadIdx.x); i < S::kRowsHere * kWarp;
-         i += static_cast<int>(blockDim.x)) {
-      const int here = i / kWarp, row = here * 4 + rank / 4;
-      const RowOf r(p, place, row);
-      if (!r.there || !(group.tokens >> r.token & 1)) continue;
-      const int slots_of_row = __shfl_sync(kAllLanes, own.slots(), r.token);
-      const float2* const weighs = reinterpret_cast<const float2*>(weights) + here;
-      const float* const part = parts + here * S::kRun + lane % S::kRun;
-      const auto part_of = [&](int e) { return part[e * S::kRowsHere * S::kRun]; };
-      const float y = merged(slots_of_row, weighs[lane * S::kRowsHere], part_of,
-                             weighs[kSlots * S::kRowsHere], part_of(kSlots));
-      if (lane < S::kRun)
-        row_of<uint16_t>(
-            a.out,
-            place.base + r.token)[(place.head + r.head) * S::kDim + rank % 4 * S::kRun + lane] =
-            to_16(a.out.dtype, y);
-    }
-    if (left) cluster_arrive();
   }
-}
-#endif
-
-template <class S>
-__global__ void __launch_bounds__(kTeams* kTeam, 1)
-    few_rows_kernel(const __grid_constant__ TileArgs p) {
-  start_next();
-#if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(16) std::byte shared[];
-  take_few_rows<S>(p, shared);
-#endif
+  if (!last_through(a)) return;
+  merge_tile<S>(p, folded, shared);
 }
 
 // ---- many rows -------------------------------------------------------------------------------
-
-/// Where the workspace has what a row's entry sums up: elements, then maximum and weight.
-template <int kDim>
-__device__ float* in_workspace(const AttentionArgs& a, int row, int head, int entry) {
-  return static_cast<float*>(a.workspace) +
-         ((int64_t{row} * a.heads + head) * kEntries + entry) * (kDim + 4);
-}
 
 template <class S>
 __global__ void __launch_bounds__(kTeam, 2) many_rows_kernel(const __grid_constant__ TileArgs p) {
   start_next();
   extern __shared__ __align__(16) std::byte shared[];
   const AttentionArgs& a = p.args;
-  const int slot = static_cast<int>(blockIdx.x), lane = lane_of_thread(), warp = warp_of_thread();
-  const Place place(p);
+  const int slot = static_cast<int>(blockIdx.z), lane = lane_of_thread(), warp = warp_of_thread();
+  const Place place = Place::of(p, blockIdx.x);
   if (place.tokens <= 0) return wait_for_inputs();
   int older = INT32_MAX;
   const Token own = token_of_lane(a.rows, place, older);
   uint16_t* const q = reinterpret_cast<uint16_t*>(shared);
   Team<S> team{.p = p, .own = own, .first = place.first, .lane = lane, .warp = warp};
-  team.barrier = 1, team.ring = q + S::kQBytes / 2;
+  team.ring = q + S::kQBytes / 2;
   team.q = q + (warp * kTile + lane % 16) * S::kPitch + lane / 16 * 8;
   const unsigned in_warp = ((1u << p.warp_tokens) - 1) << warp * p.warp_tokens;
   // Stores what rows of tokens have summed up: in their entry, or whole where that is negative.
@@ -334,58 +412,31 @@ __global__ void merge_kernel(const __grid_constant__ TileArgs p) {
   if (row >= live_rows(a.live)) return;
   const Token token = token_of(a.rows, first_row(a.live) + row);
   if (p.whole && token.span == 1) return;
-  const int lane = lane_of_thread(), c = static_cast<int>(threadIdx.x);
-  const float* const entries = in_workspace<kDim>(a, row, head, 0);
-  const auto weighs = [&](int e) {
-    return *reinterpret_cast<const float2*>(entries + e * (kDim + 4) + kDim);
-  };
-  const auto part = [&](int e) { return entries[e * (kDim + 4) + c]; };
-  const int slots = token.slots();
-  const float2 slot = lane < slots ? weighs(lane) : float2{kLowest, 0.f};
-  row_of<uint16_t>(a.out, row)[head * kDim + c] =
-      to_16(a.out.dtype, merged(slots, slot, part, weighs(kSlots), part(kSlots)));
+  merge_row<kDim, false>(a, in_workspace<kDim>(a, row, head, 0), row, head, token.slots(), kSlots,
+                        static_cast<int>(threadIdx.x));
 }
 
 // ---- the host's side -------------------------------------------------------------------------
 
-/// Whether there are clusters: what runs was compiled for devices that have them.
-bool has_clusters() {
-  cudaFuncAttributes attributes{};
-  must(cudaFuncGetAttributes(&attributes, few_rows_kernel<FewRows<64, true>>),
-       "a kernel's version");
-  return attributes.ptxVersion >= 90;
-}
-
-template <class Kernel>
-void allow(Kernel kernel, cudaFuncAttribute which, int value) {
-  must(cudaFuncSetAttribute(kernel, which, value), "a kernel's limits");
-}
-
 template <int kDim, bool kBf16>
 void launch_tiles(TileArgs p, cudaStream_t stream) {
   const AttentionArgs& a = p.args;
-  const int rows = a.live.capacity;
-  const auto grid = [&](int blocks) {
-    return dim3(blocks, a.kv.spec.kv_heads * p.parts, (rows + p.block_tokens - 1) / p.block_tokens);
-  };
+  const unsigned rows = a.live.capacity, heads = a.kv.spec.kv_heads * p.parts;
+  const auto tiles = [&] { return (rows + p.block_tokens - 1) / p.block_tokens; };
   p.warp_tokens = p.block_tokens = kTile / p.heads;
-  if (rows <= 2 * p.block_tokens && has_clusters()) {
-    using S = FewRows<kDim, kBf16>;
-    const auto kernel = few_rows_kernel<S>;
-    allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
-    allow(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    return launch_clusters(kernel, grid(kCluster), kCluster, kTeams * kTeam, S::kSharedBytes,
-                           stream, p);
-  }
+  if (tiles() <= 2 && tiles() * heads <= kCounters)
+    return launch_beside(few_rows_kernel<FewRows<kDim, kBf16>>, Side::shared, dim3(kCrew, heads, tiles()),
+                         FewRows<kDim, kBf16>::kSharedBytes, stream, p);
   constexpr int kBusy = 64;  // blocks
   using S = ManyRows<kDim, kBf16>;
   const auto kernel = many_rows_kernel<S>;
   p.warp_tokens = std::min(p.warp_tokens, kWarp / kTeamWarps);  // a lane a token
   p.block_tokens = kTeamWarps * p.warp_tokens;
-  const dim3 blocks = grid(kSlots);
-  p.whole = blocks.y * blocks.z >= kBusy;
-  allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
-  launch_kernel(kernel, blocks, kTeam, S::kSharedBytes, stream, p);
+  p.whole = tiles() * heads >= kBusy;
+  must(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes),
+       "shared memory");
+  // Slots last: where the blocks of the first one take all, the others are gone meanwhile.
+  launch_kernel(kernel, dim3(tiles(), heads, kSlots), kTeam, S::kSharedBytes, stream, p);
   launch_kernel(merge_kernel<kDim>, dim3(a.heads, rows), kDim, 0, stream, p);
 }
 
@@ -398,7 +449,7 @@ bool fits(const AttentionArgs& a) {
 
 size_t tiles_workspace_bytes(const AttentionArgs& a) {
   if (!fits(a)) return 0;
-  return sizeof(float) * a.live.capacity * a.heads * kEntries * (a.kv.spec.head_dim + 4);
+  return sizeof(float) * kCounters + sizeof(float) * a.live.capacity * a.heads * kEntries * (a.kv.spec.head_dim + 4);
 }
 
 bool attention_in_tiles(const AttentionArgs& a, cudaStream_t stream) {

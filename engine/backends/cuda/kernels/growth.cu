@@ -50,7 +50,7 @@ struct Value {
   int32_t position;
 
   __device__ float operator()(int id) const {
-    const float z = shaped(row, id);
+    const float z = shaped(row, id, row.logits[id]);
     return sampled ? z + gumbel(noise_word(seed, position, id)) : z;
   }
 };

@@ -84,6 +84,12 @@ class Backend {
   virtual void accept(const AcceptArgs&) = 0;
   virtual void keep(const KeepArgs&) = 0;
   virtual void count(const CountArgs&) = 0;
+  // Of drafters that grow trees.
+  virtual void narrow(const NarrowArgs&) = 0;
+  virtual void join(const JoinArgs&) = 0;
+  virtual void top(const TopArgs&) = 0;
+  virtual void grow(const GrowArgs&) = 0;
+  virtual void prune(const PruneArgs&) = 0;
 };
 
 /// How a backend is opened.

@@ -131,6 +131,57 @@ struct FeatureArgs {
   KVView kv;
   int index;  // which of the features
 };
+/// The rows' hidden state rounded, for a projection that has no norm before it.
+struct NarrowArgs {
+  Live live;
+  Tensor x;             // [rows of the round, width] f32
+  const int32_t* pick;  // the row of x for a row of the round; null = itself
+  Tensor out;           // [capacity, width] 16-bit
+};
+/// What the first projection of a head that drafts from hidden states reads of a row at position p:
+/// the embedding of its token, which is that of position p + 1, then the hidden state of p, as an
+/// entry's feature. Clears the rows of the residual, to which that projection adds.
+struct JoinArgs {
+  Live live;
+  Rows rows;
+  Tensor table;     // [vocab, width] 16-bit
+  KVView kv;        // whose entries have the states as their only feature
+  bool of_parents;  // the state is that of the row's parent, in its scratch slot; else that of the
+                    // region at the row's position
+  Tensor out;       // [capacity, 2 * width] 16-bit
+  Tensor residual;  // [rows of the round, width] f32
+};
+/// The children of each live node: the `growth.width` tokens of the largest logits after bias,
+/// penalties and temperature, with the noise of the position where the rule samples; equal ones by
+/// id. A child's score is the log-softmax of the same, added to its parent's. Filters do not apply.
+/// A node's row stands at the position before its token's, as for JoinArgs.
+struct TopArgs {
+  Live live;
+  Tensor logits;  // [capacity, head rows] f32
+  Plan plan;
+  Rows rows;
+  RuleView rules;
+  GrowthView growth;
+  int step;  // 0: the nodes are roots; else the beams of this step
+};
+/// Makes of the candidates of step - 1 the beams of step `step` >= 1, those of the highest score,
+/// and their rows, where a sequence wants trees that deep. Beam r of step d goes to scratch slot
+/// 1 + (d - 1) * width + r, below the root's, which is 0.
+struct GrowArgs {
+  Plan plan;
+  const DraftAsk* asks;  // [plan.capacity]
+  GrowthView growth;
+  int step;
+  Rows rows;  // all of them nodes; node_index is the beam
+};
+/// Makes trees of the candidates: the root, then those of the highest score, equal ones by their
+/// number, so that parents come before children.
+struct PruneArgs {
+  Plan plan;
+  const DraftAsk* asks;  // [plan.capacity]
+  GrowthView growth;
+  TreeView trees;
+};
 /// Moves the block in hand on: *at += by.
 struct AdvanceArgs {
   int32_t* at;

@@ -75,6 +75,30 @@ struct TreeView {
   int32_t* parent = nullptr;        // [sequences, capacity]; parent of the root is -1
 };
 
+constexpr int kMaxWidth = 16;  // children that a growing tree's node is given
+/// Draft trees while a head grows them, one per sequence of a batch. The root and then, in each of
+/// depth - 1 steps, `width` beams are given their `width` likeliest children, the candidates. Those
+/// of the root come first, then those of beam r of step d >= 1 from
+/// width + ((d - 1) * width + r) * width on.
+struct GrowthView {
+  int sequences = 0;
+  int width = 0, depth = 0;  // at most kMaxWidth and kMaxEmitted - 1
+  int32_t* token = nullptr;  // [sequences, candidates()]; -1 = none
+  float* score = nullptr;   // [sequences, candidates()] log-probability of the path that ends there
+  int32_t* beam = nullptr;  // [sequences, depth, width] the candidate that is beam r of step d, the
+                            // likeliest first; -1 = none
+
+  static constexpr int candidates(int width, int depth) {
+    return width * (1 + (depth - 1) * width);
+  }
+  static constexpr int slots(int width, int depth) { return 1 + (depth - 1) * width; }
+};
+/// What is asked of a drafter for a sequence.
+struct DraftAsk {
+  int32_t root = 0;              // the sequence's last token
+  int32_t depth = 0, nodes = 0;  // levels, and guesses at most; 0 = the root alone
+};
+
 /// What one level-round needs to know of a sequence; goes up in the round's one upload.
 struct PlanEntry {
   int32_t slot = 0;             // in the cache

@@ -13,6 +13,7 @@
 #include "io/file.h"
 #include "io/json.h"
 #include "io/safetensors.h"
+#include "io/torch_file.h"
 
 namespace stepladder {
 namespace {
@@ -23,6 +24,7 @@ using nlohmann::json;
 // A tree of JSON takes up to forty times its text; published config files have a few kilobytes.
 constexpr size_t kMaxConfig = size_t{1} << 20;
 constexpr uint64_t kMaxIndex = uint64_t{64} << 20;
+constexpr const char* kTorchFile = "pytorch_model.bin";
 constexpr size_t kMaxTensors = size_t{1} << 20, kMaxShards = 4096;
 
 std::string shape_text(std::span<const int64_t> shape) {
@@ -131,16 +133,18 @@ std::string shard_path(const std::string& directory, const std::string& name,
 
 class Directory final : public Checkpoint {
  public:
-  explicit Directory(const std::string& path) : where_(path) {
+  Directory(const std::string& path, bool torch_too) : where_(path) {
     check_directory();
     config_ = read_object(inside("config.json"));
     generation_ = exists(inside("generation_config.json"))
                       ? read_object(inside("generation_config.json"))
                       : json::object();
     if (exists(inside("model.safetensors"))) {
-      add_file(inside("model.safetensors"), inside("model.safetensors"));
+      add_file(inside("model.safetensors"), inside("model.safetensors"), read_safetensors_header);
     } else if (exists(inside("model.safetensors.index.json"))) {
       add_shards(inside("model.safetensors.index.json"));
+    } else if (torch_too && exists(inside(kTorchFile))) {
+      add_file(inside(kTorchFile), inside(kTorchFile), read_torch_header);
     } else {
       fail_without_weights();
     }
@@ -199,9 +203,10 @@ class Directory final : public Checkpoint {
   }
 
   // Opens `path`, which messages call `shown`, and takes its tensors in.
-  void add_file(const std::string& path, const std::string& shown) {
+  void add_file(const std::string& path, const std::string& shown,
+                std::vector<StoredTensor> (*read_header)(const ByteSource&)) {
     files_.push_back(std::make_unique<File>(path));
-    for (StoredTensor& t : read_safetensors_header(*files_.back())) {
+    for (StoredTensor& t : read_header(*files_.back())) {
       t.info.file = shown;
       const auto [at, fresh] = tensors_.try_emplace(
           std::move(t.name), Place{std::move(t.info), files_.size() - 1, t.offset});
@@ -222,7 +227,8 @@ class Directory final : public Checkpoint {
     }
     check(!index.placed.empty(), Code::model_format, path, ": weight_map is missing or empty");
     for (const std::string& name : index.shards)
-      add_file(shard_path(where_, name, path), (fs::path(where_) / name).string());
+      add_file(shard_path(where_, name, path), (fs::path(where_) / name).string(),
+               read_safetensors_header);
     for (const auto& [tensor, shard] : index.placed) {
       const auto at = tensors_.find(tensor);
       const std::string& said = index.shards[static_cast<size_t>(shard)];
@@ -308,7 +314,11 @@ std::vector<float> Checkpoint::load_floats(std::string_view name,
 }
 
 std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory) {
-  return std::make_unique<Directory>(directory);
+  return std::make_unique<Directory>(directory, false);
+}
+
+std::unique_ptr<Checkpoint> open_head_checkpoint(const std::string& directory) {
+  return std::make_unique<Directory>(directory, true);
 }
 
 }  // namespace stepladder

@@ -80,5 +80,7 @@ std::vector<T> Checkpoint::load(std::string_view name, std::string_view dtype,
 /// A Hugging Face directory: config.json, generation_config.json if there is one, and
 /// model.safetensors or model.safetensors.index.json with its shards.
 std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory);
+/// The same, or pytorch_model.bin where there is no safetensors file: heads are often published so.
+std::unique_ptr<Checkpoint> open_head_checkpoint(const std::string& directory);
 
 }  // namespace stepladder

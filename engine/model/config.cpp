@@ -308,12 +308,9 @@ ModelConfig read_config(const Checkpoint& checkpoint) {
   return read_config(checkpoint, families());
 }
 
-ModelConfig read_config(const Checkpoint& checkpoint, std::span<const Family> table) {
+ModelConfig read_layers_config(const Checkpoint& checkpoint, std::span<const Family> table) {
   const std::string where = checkpoint.where() + "/config.json";
-  const std::string generation_where = checkpoint.where() + "/generation_config.json";
   const Settings config(checkpoint.config(), where);
-  const Settings generation(checkpoint.generation(), generation_where);
-
   const Family& family = family_of(config, table);
   refuse_unwritten(config, family);
   refuse_other_math(config, family);
@@ -326,9 +323,19 @@ ModelConfig read_config(const Checkpoint& checkpoint, std::span<const Family> ta
   out.eps = config.real("rms_norm_eps", 0, 0.1).value_or(1e-6);
   read_positions(config, family, out);
   read_window(config, family, out);
-  read_tie(config, checkpoint, *family.names, out);
+  return out;
+}
+
+ModelConfig read_config(const Checkpoint& checkpoint, std::span<const Family> table) {
+  const std::string where = checkpoint.where() + "/config.json";
+  const std::string generation_where = checkpoint.where() + "/generation_config.json";
+  const Settings config(checkpoint.config(), where);
+  const Settings generation(checkpoint.generation(), generation_where);
+
+  ModelConfig out = read_layers_config(checkpoint, table);
+  read_tie(config, checkpoint, *out.family->names, out);
   read_dtype(config, checkpoint, out);
-  read_tokens(config, generation, family, out);
+  read_tokens(config, generation, *out.family, out);
   if (std::string unused = unused_tensors(checkpoint, out); !unused.empty())
     out.notes.push_back(std::move(unused));
   return out;

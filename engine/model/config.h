@@ -51,11 +51,17 @@ ModelConfig read_config(const Checkpoint&);
 /// computes is refused by name.
 ModelConfig read_config(const Checkpoint&, std::span<const Family>);
 
+/// What of it says how the layers are made: shapes, biases, eps, positions. For a checkpoint that
+/// has layers and neither head nor tokens of its own.
+ModelConfig read_layers_config(const Checkpoint&, std::span<const Family>);
+
 /// inv_freq of each rotated pair and the factor on cos and sin. HF modeling_rope_utils semantics.
 struct RopeTable {
   std::vector<double> inv_freq;  // [head_dim / 2]
   double scale = 1;
 };
 RopeTable rope_table(const ModelConfig&);
+/// cos and sin of every position and pair: [positions, head_dim / 2, 2].
+std::vector<float> rope_values(const ModelConfig&, int positions);
 
 }  // namespace stepladder

@@ -253,14 +253,7 @@ class ModelLoader {
     }
     model.final_norm_ = norm(std::string(names_.final_norm) + ".weight", c_.width);
 
-    const RopeTable rope = rope_table(c_);
-    std::vector<float> values(size_t(positions) * half * 2);
-    for (int p = 0; p < positions; ++p)
-      for (int i = 0; i < half; ++i) {
-        const double angle = p * rope.inv_freq[i];
-        values[(size_t(p) * half + i) * 2] = static_cast<float>(std::cos(angle) * rope.scale);
-        values[(size_t(p) * half + i) * 2 + 1] = static_cast<float>(std::sin(angle) * rope.scale);
-      }
+    const std::vector<float> values = rope_values(c_, positions);
     float* out = arena.take_array<float>(values.size());
     backend_.upload(out, values.data(), values.size() * 4);
     model.rope_ = out, model.rope_positions_ = positions;

@@ -216,4 +216,17 @@ RopeTable rope_table(const ModelConfig& config) {
   return out;
 }
 
+std::vector<float> rope_values(const ModelConfig& config, int positions) {
+  const RopeTable rope = rope_table(config);
+  const size_t half = rope.inv_freq.size();
+  std::vector<float> values(size_t(positions) * half * 2);
+  for (int p = 0; p < positions; ++p)
+    for (size_t i = 0; i < half; ++i) {
+      const double angle = p * rope.inv_freq[i];
+      values[(size_t(p) * half + i) * 2] = static_cast<float>(std::cos(angle) * rope.scale);
+      values[(size_t(p) * half + i) * 2 + 1] = static_cast<float>(std::sin(angle) * rope.scale);
+    }
+  return values;
+}
+
 }  // namespace stepladder

@@ -45,15 +45,15 @@ size_t attention_bytes(const Backend& backend, const ModelConfig& c, const Proje
 
 /// Keeps what enters layer `layer`, where the entries of the cache carry it; behind the last layer,
 /// what the final norm makes of it.
-void keep_features(Backend& backend, const Model& model, const Pass& pass, int layer) {
+void keep_features(Backend& backend, const LayerStack& stack, const Pass& pass, int layer) {
   const FeatureSpec& features = pass.kv.spec.features;
   for (int i = 0; i < features.count; ++i)
     if (features.layer[i] == layer)
       backend.feature({.live = pass.live,
                        .rows = pass.rows,
                        .x = pass.residual,
-                       .norm = layer == model.config().layers ? model.final_norm() : nullptr,
-                       .eps = static_cast<float>(model.config().eps),
+                       .norm = layer == stack.config.layers ? stack.final_norm : nullptr,
+                       .eps = static_cast<float>(stack.config.eps),
                        .kv = pass.kv,
                        .index = i});
 }
@@ -94,7 +94,13 @@ void embed_rows(Backend& backend, const Model& model, const Pass& pass) {
 }
 
 void run_layers(Backend& backend, const Model& model, const Pass& pass, const PassMemory& memory) {
-  const ModelConfig& c = model.config();
+  run_layers(backend, {model.config(), model.layers(), model.final_norm(), model.rope()}, pass,
+             memory);
+}
+
+void run_layers(Backend& backend, const LayerStack& stack, const Pass& pass,
+                const PassMemory& memory) {
+  const ModelConfig& c = stack.config;
   const Live live = pass.live;
   const float eps = static_cast<float>(c.eps);
   const auto rows_of = [&](Tensor t) { return t.slice(0, live.capacity); };
@@ -103,20 +109,25 @@ void run_layers(Backend& backend, const Model& model, const Pass& pass, const Pa
   const auto normed = [&](const float* norm) {
     return ProjectInput{.x = pass.residual, .type = c.dtype, .norm = norm, .eps = eps};
   };
+  const auto as_it_is = [&] {
+    const Tensor x = rows_of(memory.narrowed);
+    backend.narrow({.live = live, .x = pass.residual, .pick = nullptr, .out = x});
+    return ProjectInput{.x = x, .type = c.dtype};
+  };
   const auto project = [&](const ProjectInput& input, const Linear& weight, auto result) {
     backend.project(
         {live, input, weight.in(act_of(weight, pass.act)), std::move(result), memory.workspace});
   };
 
   for (int i = 0; i < c.layers; ++i) {
-    const Layer& layer = model.layers()[i];
-    keep_features(backend, model, pass, i);
-    project(normed(layer.attention_norm), layer.qkv,
+    const Layer& layer = stack.layers[i];
+    keep_features(backend, stack, pass, i);
+    project(layer.attention_norm ? normed(layer.attention_norm) : as_it_is(), layer.qkv,
             RopeAppend{.rows = pass.rows,
                        .q_norm = layer.q_norm,
                        .k_norm = layer.k_norm,
                        .eps = eps,
-                       .rope = model.rope(),
+                       .rope = stack.rope,
                        .heads = c.heads,
                        .kv = pass.kv,
                        .layer = i,
@@ -134,7 +145,7 @@ void run_layers(Backend& backend, const Model& model, const Pass& pass, const Pa
     project(normed(layer.ffn_norm), layer.gate_up, Gate{gated});
     project({.x = gated, .type = c.dtype}, layer.down, AddTo{pass.residual});
   }
-  keep_features(backend, model, pass, c.layers);
+  keep_features(backend, stack, pass, c.layers);
 }
 
 void run_head(Backend& backend, const Model& model, Live nodes, Tensor residual,

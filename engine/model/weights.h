@@ -14,7 +14,7 @@
 namespace stepladder {
 
 struct Layer {
-  const float* attention_norm = nullptr;  // [width]
+  const float* attention_norm = nullptr;  // [width]; null in the first layer of some heads
   const float* ffn_norm = nullptr;        // [width]
   const float* q_norm = nullptr;          // [head_dim] or null
   const float* k_norm = nullptr;

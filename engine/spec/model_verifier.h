@@ -59,6 +59,7 @@ class ModelVerifier final : public Verifier, private RoundBody {
 
   const Model& model() const { return *model_; }
   KVCache& cache() { return *cache_; }
+  std::shared_ptr<KVCache> shared_cache() const { return cache_; }
   const VerifierOptions& options() const { return options_; }
   /// Backend memory of this verifier alone: activations, logits, round tables.
   size_t bytes() const { return memory_.bytes(); }

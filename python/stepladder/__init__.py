@@ -22,7 +22,7 @@ from .base.errors import (
     VocabMismatchError,
 )
 from .model.chat import Chat
-from .model.levels import Cast, Draft, Drafter, Lookup, Switch
+from .model.levels import Cast, Draft, Drafter, Eagle, Lookup, Switch
 from .model.loading import inspect, load
 from .model.model import Model
 from .model.results import LevelStats, Piece, Result, Stats, TokenLogprob
@@ -42,6 +42,7 @@ __all__ = [
     "DeviceError",
     "Draft",
     "Drafter",
+    "Eagle",
     "Error",
     "FileError",
     "InternalError",

@@ -71,24 +71,6 @@ TEST_P(DeviceTest, ARecordingReplaysAtOtherLengths) {
 
 // ---- the tables of a round -------------------------------------------------------------------
 
-/// All that a table of rows says, as one list.
-std::vector<int64_t> said(AnyMachine& m, const Rows& r) {
-  const int n = m.get(r.count, 1)[0], nodes = m.get(r.node_count, 1)[0];
-  std::vector<int64_t> out{n, nodes, m.get(r.block_row, 1)[0], m.get(r.block_node, 1)[0]};
-  const auto add = [&](const auto* from, size_t count) {
-    for (const auto x : m.get(from, count)) out.push_back(x);
-  };
-  for (const int32_t* list : {r.token, r.position, r.slot, r.committed, r.scratch}) add(list, n);
-  for (const int32_t* list : {r.node_row, r.node_sequence, r.node_index}) add(list, nodes);
-  for (const int32_t* list : {r.sequence_row, r.sequence_node}) add(list, r.sequences + 1);
-  for (int i = 0; i < n; ++i) {
-    const int position = m.get(r.position + i, 1)[0], committed = m.get(r.committed + i, 1)[0];
-    if (m.get(r.scratch + i, 1)[0] >= 0)
-      add(r.path + int64_t{i} * r.depth, position - committed + 1);
-  }
-  return out;
-}
-
 TEST_P(DeviceTest, TablesOfRandomRoundsAreEqual) {
   for (unsigned seed = 0; seed < 40; ++seed) {
     const auto [a, b] = both([seed](AnyMachine& m) {

@@ -53,11 +53,11 @@ struct World {
     options.capacity = kCapacity;
     options.features = {1, spec.width, {spec.layers}};
     options.leaf_tokens = depth;
-    options.leaf = [&, least, not_ready](std::shared_ptr<KVCache> cache, LevelId level) {
+    options.leaf = [&, least, not_ready](const LeafSite& site) {
       TreeDrafterOptions o;
-      o.sequences = kSequences, o.vocab = spec_of().vocab, o.verifier = level;
+      o.sequences = kSequences, o.vocab = spec_of().vocab, o.verifier = site.level;
       o.least = least, o.not_ready = not_ready;
-      auto leaf = std::make_unique<TreeDrafter>(far, std::move(cache), o);
+      auto leaf = std::make_unique<TreeDrafter>(far, site.cache, o);
       drafter = leaf.get();
       return leaf;
     };

@@ -45,7 +45,7 @@ TEST(DraftSpec, WritesWhatItReads) {
   for (const char* text :
        {"lookup", "cast:mxfp4:shared:tokens=4,lookup", "switch:a8,lookup:max=3:min=1",
         "switch:a8:shared", "model:/x/y:tokens=2:head=int8", "plain/path",
-        "C\\:/models\\,old,lookup", "back\\\\slash"}) {
+        "cast:int8,eagle:/x/y:tokens=4:nodes=30", "C\\:/models\\,old,lookup", "back\\\\slash"}) {
     const std::string once = to_string(parse_draft(text));
     EXPECT_EQ(to_string(parse_draft(once)), once) << text;
     EXPECT_EQ(parse_draft(once).size(), parse_draft(text).size()) << text;
@@ -85,7 +85,7 @@ INSTANTIATE_TEST_SUITE_P(
         std::pair{"cast:int8:head=", "head="}, std::pair{"cast:int8:head=fp3", "fp3"},
         std::pair{"switch:a8:own", "own"}, std::pair{"switch:a8:head=int8", "head"},
         std::pair{"lookup,cast:int8", "put it last"}, std::pair{"dir:with:colon", "with"},
-        std::pair{"eagle:dir", "dir"}, std::pair{"dir:shared", "shared"},
+        std::pair{"owl:dir", "dir"}, std::pair{"eagle", "DIR"}, std::pair{"dir:shared", "shared"},
         std::pair{"a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a", "at most"}));
 
 TEST(DraftSpec, EveryKindHasADefault) {

@@ -91,7 +91,7 @@ def test_an_answer_hash_is_fnv_1a_of_tokens_and_logits():
 def test_levels_and_reasons_have_the_engines_words():
     from stepladder.model.levels import _words
 
-    assert sorted(_words()) == ["cast", "lookup", "model", "switch"]
+    assert sorted(_words()) == ["cast", "eagle", "lookup", "model", "switch"]
     assert all(word in _core.draft_forms() for word in _words())
     for form in ("lookup", "cast:int8", "switch:a8", "model:/x"):
         assert _core.draft_to_string(_core.parse_draft(form)) == form

@@ -46,6 +46,7 @@ LAYERS = [
     ("engine/backends/backend.h", ["backends/operators.h"], [STANDARD]),
     ("engine/backends/composed.h", ["backends/operators.h"], [STANDARD]),
     ("engine/backends/follow.h", ["backends/operators.h"], [STANDARD]),
+    ("engine/backends/growth.h", ["backends/operators.h"], [STANDARD]),
     ("engine/backends/backend.cpp", ["backends/backend.h", "generated/*.h", *CORE], [STANDARD]),
     ("engine/backends/cpu/*", ["backends/*.h", "generated/*.h", *CORE], [STANDARD, MACHINE]),
     (
@@ -90,6 +91,8 @@ IMPORTS = [
     ("python/stepladder/base/*", {"rich"}),
     ("python/stepladder/text/*", {"tokenizers", "sentencepiece", "jinja2"}),
     ("python/stepladder/files/*", {"gguf"}),
+    ("bench/train_eagle.py", {"torch", "tokenizers", "safetensors"}),
+    ("bench/torch_llama.py", {"torch", "safetensors", "gguf"}),
     ("bench/*", {"gguf", "datasets"}),
 ]
 # The rooms of the package and those that each may import from; `_core` is the engine. The package
@@ -103,7 +106,8 @@ ROOMS = {
     "__init__": {"_core", "base", "files", "model"},
     "__main__": {"cli"},
 }
-# Text is Python's business and numbers are the engine's: a framework would blur the line.
+# Text is Python's business and numbers are the engine's: a framework would blur the line. Only what
+# trains heads, and names it above, has one.
 NEVER = {"torch", "transformers", "tensorflow", "jax"}
 
 
@@ -184,7 +188,7 @@ def bad_imports(name, text):
         | allowed
         | (siblings if name.startswith("bench/") else set())
     )
-    return [f"{name} imports {i}" for i in imported(text) if i in NEVER or i not in known]
+    return [f"{name} imports {i}" for i in imported(text) if i in NEVER - allowed or i not in known]
 
 
 def package_imports(name, text):

@@ -39,7 +39,7 @@ def test_a_drafter_by_its_word_is_the_level_of_that_name(tiny_dir):
 @pytest.mark.parametrize(
     "draft, word",
     [
-        (Drafter("abacus"), "no drafter 'abacus'; there are lookup"),
+        (Drafter("abacus"), "no drafter 'abacus'; there are eagle, lookup"),
         (Drafter("lookup", "dir"), "takes no 'dir'"),
         (Drafter("lookup", max=17), "1 to 16"),
         (Drafter("lookup", max=1.5), "max"),

@@ -143,6 +143,24 @@ def write_model(
     return directory
 
 
+def write_head(directory: Path, family: str = "llama", seed: int = 9, **changes: Any) -> Path:
+    """The directory of a random EAGLE-2 head for config(family)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    c = config(family, num_hidden_layers=1) | changes
+    (directory / "config.json").write_text(json.dumps(c))
+    layer = {
+        name.removeprefix("model."): value
+        for name, value in tensors(c, seed).items()
+        if ".layers." in name and "input_layernorm" not in name
+    }
+    rng, width = np.random.default_rng(seed), c["hidden_size"]
+    fc = rng.standard_normal((width, 2 * width)) / np.sqrt(2 * width)
+    bias = 0.2 * rng.standard_normal(width)
+    values = {"fc.weight": fc.astype(np.float32), "fc.bias": bias.astype(np.float32)}
+    write_tensors(directory, values | layer)
+    return directory
+
+
 GGUF_NAMES = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",

@@ -30,7 +30,7 @@ Hierarchy::Hierarchy(Backend& backend, const TinySpec& target, const std::string
       kv_spec(model_->config(), context_, options_.capacity, sequences_, options_.features));
   rules_ = std::make_shared<RuleTable>(backend_, sequences_, config.vocab, context_);
   auto own = verifier(model_, cache_, model_->default_act());
-  auto inner = below(specs, cache_);
+  auto inner = below(specs, model_, cache_);
   LevelOptions level;
   level.name = "target", level.sequences = sequences_, level.tree_capacity = options_.capacity;
   level.context = context_;
@@ -57,9 +57,11 @@ std::unique_ptr<Verifier> Hierarchy::verifier(std::shared_ptr<const Model> model
 }
 
 std::unique_ptr<Drafter> Hierarchy::below(std::span<const LevelSpec> specs,
+                                          const std::shared_ptr<const Model>& model_above,
                                           const std::shared_ptr<KVCache>& above) {
   if (specs.empty())
-    return options_.leaf ? options_.leaf(above, static_cast<LevelId>(depth_)) : nullptr;
+    return options_.leaf ? options_.leaf({model_above, above, rules_, static_cast<LevelId>(depth_)})
+                         : nullptr;
   const LevelSpec spec = with_defaults(specs[0]);
   ++depth_;
   if (spec.kind == LevelSpec::Kind::lookup) {
@@ -85,7 +87,7 @@ std::unique_ptr<Drafter> Hierarchy::below(std::span<const LevelSpec> specs,
           kv_spec(model->config(), context_, options_.capacity, sequences_, options_.features));
   }
   auto own = verifier(model, cache, act);
-  auto inner = below(specs.subspan(1), cache);
+  auto inner = below(specs.subspan(1), model, cache);
   LevelOptions level;
   level.name = level_name(spec), level.sequences = sequences_,
   level.tree_capacity = options_.capacity;

@@ -62,13 +62,20 @@ struct Said {
   bool operator==(const Said&) const = default;
 };
 
+/// What the innermost level gives a drafter to work with.
+struct LeafSite {
+  std::shared_ptr<const Model> model;
+  std::shared_ptr<KVCache> cache;
+  std::shared_ptr<RuleTable> rules;
+  LevelId level = 0;
+};
+
 /// What a hierarchy may have beside its levels.
 struct HierarchyOptions {
   int capacity = 32;     // nodes of the largest tree
   FeatureSpec features;  // that the entries of every cache carry
-  /// A drafter for the innermost level, over that level's cache.
-  std::function<std::unique_ptr<Drafter>(std::shared_ptr<KVCache>, LevelId)> leaf;
-  int leaf_tokens = 6;  // depth asked of it
+  std::function<std::unique_ptr<Drafter>(const LeafSite&)> leaf;  // for the innermost level
+  int leaf_tokens = 6;                                            // depth asked of it
 };
 
 class Hierarchy {
@@ -83,12 +90,15 @@ class Hierarchy {
                            const Sampling& = {}, Token stop = -1);
   const CountedVerifier::Counts& counts() const { return counts_; }
   Level& top() { return *top_; }
+  RuleTable& rules() { return *rules_; }
   /// Entry counts of the target's cache, slot by slot.
   KVCache& cache() { return *cache_; }
 
  private:
   int tokens_of(std::span<const LevelSpec> below) const;
-  std::unique_ptr<Drafter> below(std::span<const LevelSpec>, const std::shared_ptr<KVCache>& above);
+  std::unique_ptr<Drafter> below(std::span<const LevelSpec>,
+                                 const std::shared_ptr<const Model>& model_above,
+                                 const std::shared_ptr<KVCache>& above);
   std::unique_ptr<Verifier> verifier(std::shared_ptr<const Model>, std::shared_ptr<KVCache>, Act);
 
   Backend& backend_;

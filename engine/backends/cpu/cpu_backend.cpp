@@ -109,5 +109,14 @@ void CpuBackend::logprobs(const LogprobArgs& a) {
 void CpuBackend::accept(const AcceptArgs& a) { share_out(pool_, kernels_.accept, a, false); }
 void CpuBackend::keep(const KeepArgs& a) { share_out(pool_, kernels_.keep, a, true); }
 void CpuBackend::count(const CountArgs& a) { share_out(pool_, kernels_.count, a, false); }
+void CpuBackend::narrow(const NarrowArgs& a) {
+  share_out(pool_, kernels_.narrow, a, worth_sharing(a.live, a.x.cols));
+}
+void CpuBackend::join(const JoinArgs& a) {
+  share_out(pool_, kernels_.join, a, worth_sharing(a.live, a.out.cols));
+}
+void CpuBackend::top(const TopArgs& a) { share_out(pool_, kernels_.top, a, true); }
+void CpuBackend::grow(const GrowArgs& a) { share_out(pool_, kernels_.grow, a, false); }
+void CpuBackend::prune(const PruneArgs& a) { share_out(pool_, kernels_.prune, a, false); }
 
 }  // namespace stepladder

@@ -47,6 +47,11 @@ class CpuBackend : public Backend, public ProjectSteps {
   void accept(const AcceptArgs&) override;
   void keep(const KeepArgs&) override;
   void count(const CountArgs&) override;
+  void narrow(const NarrowArgs&) override;
+  void join(const JoinArgs&) override;
+  void top(const TopArgs&) override;
+  void grow(const GrowArgs&) override;
+  void prune(const PruneArgs&) override;
 
   // What project() is composed of, in this order.
   void rms_norm(const RmsNormArgs&) override;

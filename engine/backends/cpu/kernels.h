@@ -39,6 +39,11 @@ struct CpuKernels {
   void (*accept)(const AcceptArgs&, Lane);
   void (*keep)(const KeepArgs&, Lane);
   void (*count)(const CountArgs&, Lane);
+  void (*narrow)(const NarrowArgs&, Lane);
+  void (*join)(const JoinArgs&, Lane);
+  void (*top)(const TopArgs&, Lane);
+  void (*grow)(const GrowArgs&, Lane);
+  void (*prune)(const PruneArgs&, Lane);
 };
 
 #define SL_DECLARE_KERNELS(isa)                                                                  \
@@ -58,9 +63,15 @@ struct CpuKernels {
   void accept(const AcceptArgs&, Lane);                                                          \
   void keep(const KeepArgs&, Lane);                                                              \
   void count(const CountArgs&, Lane);                                                            \
+  void narrow(const NarrowArgs&, Lane);                                                          \
+  void join(const JoinArgs&, Lane);                                                              \
+  void top(const TopArgs&, Lane);                                                                \
+  void grow(const GrowArgs&, Lane);                                                              \
+  void prune(const PruneArgs&, Lane);                                                            \
   inline constexpr CpuKernels kernels{                                                           \
       #isa,      expand, embed,    rms_norm, quantize, described_linear, rope_append, attention, \
-      gated_act, choose, logprobs, feature,  follow,   accept,           keep,        count};    \
+      gated_act, choose, logprobs, feature,  follow,   accept,           keep,        count,     \
+      narrow,    join,   top,      grow,     prune};                                             \
   }
 
 /// The block's first row in the round.

@@ -300,5 +300,10 @@ void CudaBackend::logprobs(const LogprobArgs& a) { launch(cuda::logprobs, a); }
 void CudaBackend::accept(const AcceptArgs& a) { launch(cuda::accept, a); }
 void CudaBackend::keep(const KeepArgs& a) { launch(cuda::keep, a); }
 void CudaBackend::count(const CountArgs& a) { launch(cuda::count, a); }
+void CudaBackend::narrow(const NarrowArgs& a) { launch(cuda::narrow, a); }
+void CudaBackend::join(const JoinArgs& a) { launch(cuda::join, a); }
+void CudaBackend::top(const TopArgs& a) { launch(cuda::top, a); }
+void CudaBackend::grow(const GrowArgs& a) { launch(cuda::grow, a); }
+void CudaBackend::prune(const PruneArgs& a) { launch(cuda::prune, a); }
 
 }  // namespace stepladder

@@ -52,6 +52,11 @@ class CudaBackend : public Backend, protected ProjectSteps {
   void accept(const AcceptArgs&) override;
   void keep(const KeepArgs&) override;
   void count(const CountArgs&) override;
+  void narrow(const NarrowArgs&) override;
+  void join(const JoinArgs&) override;
+  void top(const TopArgs&) override;
+  void grow(const GrowArgs&) override;
+  void prune(const PruneArgs&) override;
 
  protected:
   void rms_norm(const RmsNormArgs&) override;

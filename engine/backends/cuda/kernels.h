@@ -37,6 +37,11 @@ size_t tiles_workspace_bytes(const AttentionArgs&);
 void keep(const KeepArgs&, cudaStream_t);
 void choose(const ChooseArgs&, cudaStream_t);
 void logprobs(const LogprobArgs&, cudaStream_t);
+void narrow(const NarrowArgs&, cudaStream_t);
+void join(const JoinArgs&, cudaStream_t);
+void top(const TopArgs&, cudaStream_t);
+void grow(const GrowArgs&, cudaStream_t);
+void prune(const PruneArgs&, cudaStream_t);
 
 /// A format's fast path on CUDA: a whole projection.
 struct CudaKernel : FastKernel {

@@ -67,6 +67,21 @@ class Draft:
     head: str | None = None
 
 
+@dataclass(frozen=True)
+class Eagle:
+    """Trees of an EAGLE-2 head, by path or by name in the Hugging Face cache. The head reads the hidden
+    states of the level right above it and must have been trained for that model.
+
+    `tokens`: levels of a tree, as many as pay unless given; `nodes`: guesses of a tree at most;
+    `top`: children of a node, and nodes of a level that are given children.
+    """
+
+    path: str | os.PathLike[str]
+    tokens: int | None = None
+    nodes: int | None = None
+    top: int | None = None
+
+
 class Drafter:
     """Any drafter of the build by its word: `Drafter("lookup", max=5)`.
 
@@ -90,7 +105,7 @@ class Drafter:
         return f"Drafter({', '.join(given + [f'{k}={v!r}' for k, v in (named | self.options).items()])})"
 
 
-Level = Cast | Switch | Lookup | Draft | Drafter
+Level = Cast | Switch | Lookup | Draft | Eagle | Drafter
 _KNOWN = _core.draft_forms()
 _FORMS = f"give Lookup(), Cast('int8'), Switch('a8'), Draft('path'), a text of {_KNOWN}, or a list of these"
 _NO_LISTS = (bytes, bytearray, memoryview, dict, set, frozenset)
@@ -101,7 +116,7 @@ def to_specs(draft: DraftOption) -> list[_core.LevelSpec]:
     """The engine's form of any `draft` argument; models are resolved to directories."""
     if draft is None or draft is False:
         return []
-    if isinstance(draft, (str, os.PathLike, Cast, Switch, Lookup, Draft, Drafter)):
+    if isinstance(draft, (str, os.PathLike, Level)):
         draft = [draft]
     if not isinstance(draft, Iterable) or isinstance(draft, _NO_LISTS) or hasattr(draft, "dtype"):
         raise InvalidArgumentError(f"draft: {shown(draft)} is no level; {_FORMS}")
@@ -119,7 +134,7 @@ def _specs_of(level: Any) -> list[_core.LevelSpec]:
         return _parsed(level)
     if isinstance(level, (str, os.PathLike)):
         level = Draft(level)
-    if not isinstance(level, (Cast, Switch, Lookup, Draft, Drafter)):
+    if not isinstance(level, Level):
         raise InvalidArgumentError(f"draft: {shown(level)} is no level; {_FORMS}")
     spec = _core.LevelSpec()
     spec.tokens = _count("tokens", level.tokens)
@@ -134,11 +149,16 @@ def _specs_of(level: Any) -> list[_core.LevelSpec]:
     elif isinstance(level, Drafter):
         spec.kind, spec.word = _core.LevelKind.drafter, _text("Drafter: word", level.word)
         if level.argument is not None:
-            spec.path = _path("Drafter: argument", level.argument)
+            spec.path = _argument(spec.word, _path("Drafter: argument", level.argument))
         spec.options = [
             (_text("Drafter: an option", k), whole(f"draft: {k}", v, -INT_MAX, INT_MAX))
             for k, v in level.options.items()
         ]
+    elif isinstance(level, Eagle):
+        spec.kind, spec.word = _core.LevelKind.drafter, "eagle"
+        spec.path = _argument(spec.word, _path("Eagle: path", level.path))
+        given = (("nodes", level.nodes), ("top", level.top))
+        spec.options = [(name, _count(name, value)) for name, value in given if value is not None]
     elif isinstance(level, Draft):
         spec.kind, spec.path = _core.LevelKind.model, str(resolve(_path("Draft: path", level.path)))
         spec.head = _head("Draft", level.head)
@@ -157,6 +177,8 @@ def _parsed(line: str) -> list[_core.LevelSpec]:
     """The levels of a line of text. A word that is neither a level nor a model may be misspelt."""
     specs = _core.parse_draft(line)
     for spec in specs:
+        if spec.kind == _core.LevelKind.drafter:
+            spec.path = _argument(spec.word, spec.path)
         if spec.kind == _core.LevelKind.model:
             try:
                 spec.path = str(resolve(spec.path))
@@ -168,6 +190,12 @@ def _parsed(line: str) -> list[_core.LevelSpec]:
                     f"The levels are {_KNOWN} ({error})"
                 ) from None
     return specs
+
+
+def _argument(word: str, value: str) -> str:
+    """What a drafter is given; one that takes a directory finds it as a model's is found."""
+    takes = {drafter.word: drafter.argument for drafter in _core.drafters()}.get(word)
+    return str(resolve(value)) if takes == "DIR" else value
 
 
 def _words() -> list[str]:

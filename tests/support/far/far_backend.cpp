@@ -162,6 +162,12 @@ void FarBackend::move(ChoiceView& c, size_t count) const {
 void FarBackend::move(KVView& kv) const {
   kv.data = near(kv.data, cpu_->kv_bytes(kv.spec), "kv.data");
 }
+void FarBackend::move(GrowthView& g) const {
+  const size_t n = static_cast<size_t>(g.sequences);
+  const size_t candidates = n * GrowthView::candidates(g.width, g.depth);
+  move(g.token, candidates, "growth.token"), move(g.score, candidates, "growth.score");
+  move(g.beam, n * g.depth * g.width, "growth.beam");
+}
 void FarBackend::move(RopeAppend& a) const {
   const size_t dim = static_cast<size_t>(a.kv.spec.head_dim);
   move(a.rows), move(a.q, "rope.q"), move(a.kv);
@@ -365,6 +371,41 @@ void FarBackend::count(const CountArgs& args) {
   move(a.rules);
   move(a.tokens, static_cast<size_t>(a.count), "count.tokens");
   queue([=, this] { cpu_->count(a); });
+}
+
+void FarBackend::narrow(const NarrowArgs& args) {
+  NarrowArgs a = args;
+  move(a.live), move(a.x, "narrow.x"), move(a.out, "narrow.out");
+  move(a.pick, static_cast<size_t>(a.live.capacity), "narrow.pick");
+  queue([=, this] { cpu_->narrow(a); });
+}
+
+void FarBackend::join(const JoinArgs& args) {
+  JoinArgs a = args;
+  move(a.live), move(a.rows), move(a.table, "join.table"), move(a.kv);
+  move(a.out, "join.out"), move(a.residual, "join.residual");
+  queue([=, this] { cpu_->join(a); });
+}
+
+void FarBackend::top(const TopArgs& args) {
+  TopArgs a = args;
+  move(a.live), move(a.logits, "top.logits"), move(a.plan), move(a.rows), move(a.rules);
+  move(a.growth);
+  queue([=, this] { cpu_->top(a); });
+}
+
+void FarBackend::grow(const GrowArgs& args) {
+  GrowArgs a = args;
+  move(a.plan), move(a.asks, static_cast<size_t>(a.plan.capacity), "grow.asks");
+  move(a.growth), move(a.rows);
+  queue([=, this] { cpu_->grow(a); });
+}
+
+void FarBackend::prune(const PruneArgs& args) {
+  PruneArgs a = args;
+  move(a.plan), move(a.asks, static_cast<size_t>(a.plan.capacity), "prune.asks");
+  move(a.growth), move(a.trees);
+  queue([=, this] { cpu_->prune(a); });
 }
 
 }  // namespace stepladder

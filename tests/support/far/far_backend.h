@@ -85,6 +85,11 @@ class FarBackend : public Backend {
   void accept(const AcceptArgs&) override;
   void keep(const KeepArgs&) override;
   void count(const CountArgs&) override;
+  void narrow(const NarrowArgs&) override;
+  void join(const JoinArgs&) override;
+  void top(const TopArgs&) override;
+  void grow(const GrowArgs&) override;
+  void prune(const PruneArgs&) override;
 
  private:
   class FarRecording;
@@ -107,6 +112,7 @@ class FarBackend : public Backend {
   void move(RuleView&) const;
   void move(ChoiceView&, size_t count) const;
   void move(KVView&) const;
+  void move(GrowthView&) const;
   void move(RopeAppend&) const;
   /// To the recording being made, else to the queue.
   void queue(Work);

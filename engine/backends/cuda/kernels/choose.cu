@@ -7,6 +7,7 @@
 #include <cooperative_groups.h>
 
 #include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/device/logits_row.cuh"
 #include "backends/cuda/device/rank.cuh"
 #include "backends/cuda/device/words.cuh"
 #include "backends/cuda/kernels.h"
@@ -18,26 +19,6 @@ namespace {
 
 constexpr int kThreads = 512, kBins = 256, kBinBits = 8, kRankBits = 64;
 constexpr float kMostNoise = 23.f;  // gumbel() stays below 22.9
-
-/// A row of logits with what shapes it. Tokens that the counts do not know are the level's own
-/// guesses and those on the node's path.
-struct Row {
-  const float* logits;
-  const float* bias;              // or null
-  const uint32_t* counts;         // or null: no penalties
-  const int32_t* tentative;       // [tentatives]
-  const int32_t *token, *parent;  // of the tree
-  const uint32_t* seen;           // [32] a bit for each token % 1024 among the extra ones
-  int tentatives, node, vocab;
-  float repetition, frequency, presence, scale;
-};
-
-__device__ int times_extra(const Row& r, int id) {
-  int times = 0;
-  for (int i = 0; i < r.tentatives; ++i) times += r.tentative[i] == id;
-  for (int at = r.node; at > 0; at = r.parent[at]) times += r.token[at] == id;
-  return times;
-}
 
 /// The blocks of a cluster as one: what each has becomes what all have.
 struct Crew {
@@ -84,21 +65,6 @@ struct Crew {
     return over(block_most(x), [](T a, T b) { return b > a ? b : a; });
   }
 };
-
-/// Bias, penalties and scale of one token, of logit z.
-__device__ float shaped(const Row& r, int id, float z) {
-  if (r.bias) z = z + r.bias[id];
-  if (r.counts) {
-    uint32_t count = r.counts[id];
-    if (r.seen[id / 32 % 32] >> (id % 32) & 1u) count += static_cast<uint32_t>(times_extra(r, id));
-    if (count) {
-      const auto times = static_cast<int32_t>(count & 0x7fffffffu);
-      const float repeated = z * (z > 0 ? 1.f / r.repetition : r.repetition);
-      z = (repeated - r.frequency * static_cast<float>(times)) - (times ? r.presence : 0.f);
-    }
-  }
-  return z * r.scale;
-}
 
 /// Calls see(id, logit, shaped value) for the thread's tokens, whose logits it loads some at a
 /// time.

@@ -119,7 +119,7 @@ def test_values_that_other_libraries_take_too(tiny_model):
     # The last token is never read.
     assert answer.stats.prompt_tokens + len(answer.tokens) == tiny_model.info.context + 1
     first = tiny_model.generate([USER], max_tokens=1, ignore_eos=True).tokens[0]
-    for ban in (float("-inf"), -1e9):
+    for ban in (float("-inf"), np.float32("-inf"), -1e9):
         others = tiny_model.generate(
             [USER], max_tokens=40, ignore_eos=True, logit_bias={first: ban}
         )
@@ -139,8 +139,9 @@ BIAS = [
     ({3: None}, "logit_bias[3]", "not a number"),
     ({3: [1.0]}, "logit_bias[3]", "not a number"),
     ({3: True}, "logit_bias[3]", "not a number"),
-    ({3: float("nan")}, "logit_bias[3]", "finite"),
-    ({3: float("inf")}, "logit_bias[3]", "finite"),
+    ({3: float("nan")}, "logit_bias[3]", "nan is out of range; it must be from -1e30 to 1e30"),
+    ({3: float("inf")}, "logit_bias[3]", "from -1e30 to 1e30"),
+    ({3: 1e38}, "logit_bias[3]", "1e+38 is out of range; it must be from -1e30 to 1e30"),
     ({3: 1e35}, "logit_bias[3]", "out of range"),
     ({3: 1, "3": 2}, "logit_bias", "twice"),
     (dict.fromkeys(range(10_000), 0.0), "10000 entries", "vocabulary"),

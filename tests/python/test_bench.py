@@ -233,6 +233,13 @@ def test_no_levels_slower_than_plain_are_ever_named():
     assert verdict({"a": times(1.5, repeats=1)})[0] == []
 
 
+def test_a_spread_holds_the_speedup_that_it_is_of():
+    """Each repeat gives one question its least time in plain decoding: without either, that is slower."""
+    ways = [[(1, 1), (2, 1)], [(2, 1), (1, 1)]]
+    assert speedup(ways) == (1.0, 1.0, 1.5)
+    assert verdict({"a": ways})[1].startswith("Use no levels here: 1.00x (1.00 to 1.50)")
+
+
 def test_a_busy_machine_changes_no_verdict():
     """Work beside the bench makes most runs a quarter longer, some twice as long."""
     factors = {"x": 1.15, "y": 1.45, "z": 0.95}

@@ -62,6 +62,8 @@ REFUSED = {
     "/save": "name a file",
     "/load none.json": "none.json: there is no such file",
     "/save /none/such/file": "cannot write",
+    "/save ~nobody-of-this-name/x": "no such home directory",
+    "/load a\0b": "is not a path",
     "word " * 400: "/clear begins another conversation",
 }
 
@@ -75,6 +77,20 @@ def test_what_cannot_be_is_said_and_counted(tiny_dir, line):
 
 def test_a_space_says_what_begins_with_a_stroke(tiny_dir):
     assert piped(tiny_dir, " /foo")[0] == answers(tiny_dir, "/foo")[0] + "\n"
+
+
+def test_any_white_space_ends_the_name_of_a_command(tiny_dir):
+    """A tab, and the return of lines that end in one, as over a pipe from elsewhere."""
+    out, err = piped(tiny_dir, "/system\tBe brief.", "the", "/quit\r", "never said")
+    assert len(out.splitlines()) and "no command" not in err
+    assert out == piped(tiny_dir, "/system Be brief.", "the")[0]
+
+
+def test_what_utf8_cannot_hold_is_neither_taken_nor_written(tiny_dir, tmp_path):
+    (tmp_path / "x.json").write_text('[{"role": "user", "content": "\\ud800"}]')
+    target = tmp_path / "y.json"
+    _, err = piped(tiny_dir, f"/load {tmp_path / 'x.json'}", f"/save {target}", code=1)
+    assert "/save: a lone surrogate" in err and not target.exists()
 
 
 def test_files_that_hold_no_conversation(tiny_dir, tmp_path):

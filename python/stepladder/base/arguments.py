@@ -64,7 +64,7 @@ def whole(name: str, value: Any, low: int, high: int = INT_MAX) -> int:
 
 
 def real(name: str, value: Any) -> float:
-    """`value` as a finite float."""
+    """`value` as a float of at most 1e30 in magnitude."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidArgumentError(f"{name}: {shown(value)} is not a number")
     try:
@@ -72,7 +72,9 @@ def real(name: str, value: Any) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number) or abs(number) > 1e30:
-        raise InvalidArgumentError(f"{name}: {number} is out of range; it must be finite")
+        raise InvalidArgumentError(
+            f"{name}: {number} is out of range; it must be from -1e30 to 1e30"
+        )
     return number
 
 

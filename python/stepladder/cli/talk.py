@@ -6,12 +6,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..base.arguments import path as checked_path
+from ..base.arguments import string
 from ..base.errors import Error, FileError, InvalidArgumentError
 from ..base.json_file import read_json
 from ..model.chat import Chat, ChatStream
@@ -30,6 +33,8 @@ HELP = """\
 /quit            end, as Ctrl-D does
 A line that begins with a space is said as it is, also where a stroke follows. Several lines that are
 pasted are one message. Ctrl-C stops an answer, clears the line, and twice on an empty line ends."""
+
+_COMMAND = re.compile(r"/(\S*)\s*(.*)", re.DOTALL)
 
 
 class Talk:
@@ -54,7 +59,7 @@ class Talk:
             if not line.startswith("/"):
                 self._say(lambda: self._chat.send(line.removeprefix(" ")))
                 return True
-            name, _, rest = line[1:].partition(" ")
+            name, rest = _COMMAND.fullmatch(line).groups()
             command = self._commands.get({"exit": "quit", "bye": "quit"}.get(name, name))
             if command is None:
                 raise InvalidArgumentError(
@@ -86,6 +91,7 @@ class Talk:
         self._chat.messages = system
 
     def _system(self, text: str) -> None:
+        string("/system", text)
         rest = [m for m in self._chat.messages if m["role"] != "system"]
         self._chat.messages = ([{"role": "system", "content": text}] if text else []) + rest
 
@@ -101,7 +107,7 @@ class Talk:
 
     def _save(self, name: str) -> None:
         path = _file("/save", name)
-        text = json.dumps(self._chat.messages, ensure_ascii=False, indent=1)
+        text = string("/save", json.dumps(self._chat.messages, ensure_ascii=False, indent=1))
         try:
             # Never over a file that is there: that may be anything.
             with open(path, "x", encoding="utf-8") as file:
@@ -211,7 +217,10 @@ def show_stats(stream: Stream) -> None:
 def _file(command: str, name: str) -> Path:
     if not name:
         raise InvalidArgumentError(f"{command}: name a file")
-    return Path(name).expanduser()
+    try:
+        return Path(checked_path(command, name)).expanduser()
+    except RuntimeError:  # ~ of nobody who is known here
+        raise FileError(f"{command}: {name}: there is no such home directory") from None
 
 
 def _tell(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -140,7 +141,7 @@ def _bias(bias: Any, vocab: int) -> list[tuple[int, float]]:
             raise InvalidArgumentError(
                 f"logit_bias: {shown(key)} is no token id; ids are whole numbers from 0 to {vocab - 1}"
             ) from None
-        banned = isinstance(value, float) and value == -math.inf
+        banned = isinstance(value, numbers.Real) and value == -math.inf
         pairs.append((token, _BAN if banned else real(f"logit_bias[{token}]", value)))
     return pairs
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 # A lead below this is none: another run, or other questions, would say something else.
 MARGIN = 1.05
+_WITHIN, _LEAD = "within 5%", "more than 5%"
 
 # Milliseconds of [question][repeat], plainly and with levels.
 Times = Sequence[Sequence[tuple[float, float]]]
@@ -65,15 +66,18 @@ def verdict(
     best = speedups[ranked[0]]
     faster = [name for name in ranked if speedups[name].low > MARGIN]
     if not faster:
-        how = "is faster" if best.high < 1 / MARGIN else "overlaps"
+        if best.high < 1 / MARGIN:
+            how = "is faster"
+        else:
+            how = "overlaps" if best.low <= 1 <= best.high else f"is {_WITHIN}"
         return [], f"Use no levels here: {best.value:.2f}x ({best}) at best, plain decoding {how}."
     first = faster[0]
     equals = [name for name in ways if name in faster and not _leads(ways[first], ways[name])]
     if len(equals) > 1:  # in the order given, which is the same next time
-        least = min(speedups[name].value for name in equals)
-        return (
-            equals,
-            f"Use {named(equals)}: {least:.2f}x plain decoding or more; their spreads overlap.",
-        )
+        spreads = [speedups[name] for name in equals]
+        least = min(s.value for s in spreads)
+        overlap = max(s.low for s in spreads) <= min(s.high for s in spreads)
+        how = "their spreads overlap" if overlap else f"none leads by {_LEAD}"
+        return equals, f"Use {named(equals)}: {least:.2f}x plain decoding or more; {how}."
     best = speedups[first]
     return equals, f"Use {named(equals)}: {best.value:.2f}x plain decoding ({best})."

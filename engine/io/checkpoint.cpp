@@ -3,6 +3,7 @@
 #include "io/checkpoint.h"
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -311,6 +312,15 @@ std::vector<float> Checkpoint::load_floats(std::string_view name,
   std::vector<float> out(halves.size());
   for (size_t i = 0; i < out.size(); ++i) out[i] = from_16(dtype, halves[i]);
   return out;
+}
+
+std::vector<float> Checkpoint::load_finite(const std::string& name, int n) const {
+  const int64_t shape[] = {n};
+  auto values = load_floats(name, shape);
+  for (float x : values)
+    check(std::isfinite(x), Code::model_format, need(name).file, ": tensor ", name,
+          " holds a value that is not finite; the file is damaged");
+  return values;
 }
 
 std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory) {

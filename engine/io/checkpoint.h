@@ -62,6 +62,8 @@ class Checkpoint {
                       std::span<const int64_t> shape) const;
   /// A floating-point tensor (BF16, F16, F32) of `shape` as f32.
   std::vector<float> load_floats(std::string_view name, std::span<const int64_t> shape) const;
+  /// One of `n` values, all of them finite; Error(model_format) where one is not.
+  std::vector<float> load_finite(const std::string& name, int n) const;
 
  protected:
   /// Throws Error(internal) unless the slice lies in the tensor and is as long as `out`.

@@ -1,7 +1,6 @@
 #include "model/eagle_head.h"
 
 #include <algorithm>
-#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "backends/memory.h"
@@ -12,21 +11,11 @@ namespace stepladder {
 namespace {
 
 /// The tensors of a head lie where a decoder's own code keeps them, without "model.".
-constexpr TensorNames kNames = {.embedding = "embed_tokens",
-                                .final_norm = "norm",
-                                .head = "lm_head",
-                                .layers = "layers.",
-                                .attention_norm = "input_layernorm",
-                                .ffn_norm = "post_attention_layernorm",
-                                .q_norm = "self_attn.q_norm",
-                                .k_norm = "self_attn.k_norm",
-                                .q = "self_attn.q_proj",
-                                .k = "self_attn.k_proj",
-                                .v = "self_attn.v_proj",
-                                .o = "self_attn.o_proj",
-                                .gate = "mlp.gate_proj",
-                                .up = "mlp.up_proj",
-                                .down = "mlp.down_proj"};
+constexpr TensorNames kNames = [] {
+  TensorNames names = kHuggingFace;
+  names.embedding = "embed_tokens", names.final_norm = "norm", names.layers = "layers.";
+  return names;
+}();
 constexpr const char* kFc = "fc";
 
 const std::vector<Family>& head_families() {
@@ -124,22 +113,13 @@ void refuse_other_kinds(const Checkpoint& checkpoint) {
         checkpoint.where(), " has no tensor fc.weight; it is no EAGLE-2 head");
 }
 
-std::vector<float> finite_values(const Checkpoint& checkpoint, const std::string& name, int n) {
-  const int64_t shape[] = {n};
-  auto values = checkpoint.load_floats(name, shape);
-  for (float x : values)
-    check(std::isfinite(x), Code::model_format, checkpoint.need(name).file, ": tensor ", name,
-          " holds a value that is not finite; the file is damaged");
-  return values;
-}
-
 CanonicalWeight read_matrix(const Checkpoint& checkpoint, const Matrix& m, DType type) {
   RowMemory memory;
   std::optional<CanonicalWeight> out;
   for (size_t i = 0; i < m.names.size(); ++i) {
     const auto reader = open_dense(checkpoint, m.names[i] + ".weight", m.rows[i], m.k, type);
     CanonicalWeight part = canonical(reader->read(0, m.rows[i], memory));
-    if (m.bias) part.bias = finite_values(checkpoint, m.names[i] + ".bias", m.rows[i]);
+    if (m.bias) part.bias = checkpoint.load_finite(m.names[i] + ".bias", m.rows[i]);
     out ? out->append(part) : void(out = std::move(part));
   }
   return *std::move(out);
@@ -220,7 +200,7 @@ EagleHead::EagleHead(Backend& backend, const Checkpoint& checkpoint, const Eagle
     at.linears[i].upload(backend, read_matrix(checkpoint, all[i], c.dtype), at.memory[i]);
   const auto named = norms(config_);
   for (size_t i = 0; i < named.size(); ++i)
-    backend.upload(at.norms[i], finite_values(checkpoint, named[i].name, named[i].n).data(),
+    backend.upload(at.norms[i], checkpoint.load_finite(named[i].name, named[i].n).data(),
                    named[i].n * sizeof(float));
   const std::vector<float> rope = rope_values(c, positions);
   backend.upload(at.rope, rope.data(), rope.size() * sizeof(float));

@@ -5,22 +5,6 @@
 namespace stepladder {
 namespace {
 
-constexpr TensorNames kHuggingFace = {.embedding = "model.embed_tokens",
-                                      .final_norm = "model.norm",
-                                      .head = "lm_head",
-                                      .layers = "model.layers.",
-                                      .attention_norm = "input_layernorm",
-                                      .ffn_norm = "post_attention_layernorm",
-                                      .q_norm = "self_attn.q_norm",
-                                      .k_norm = "self_attn.k_norm",
-                                      .q = "self_attn.q_proj",
-                                      .k = "self_attn.k_proj",
-                                      .v = "self_attn.v_proj",
-                                      .o = "self_attn.o_proj",
-                                      .gate = "mlp.gate_proj",
-                                      .up = "mlp.up_proj",
-                                      .down = "mlp.down_proj"};
-
 // Settings of relatives of these families that change the result.
 constexpr RefusedKey kRelatives[] = {
     {"attention_chunk_size", 0},

@@ -37,6 +37,22 @@ struct TensorNames {
 
   std::string of_layer(int layer, const char* name) const;
 };
+/// As transformers writes them.
+inline constexpr TensorNames kHuggingFace = {.embedding = "model.embed_tokens",
+                                             .final_norm = "model.norm",
+                                             .head = "lm_head",
+                                             .layers = "model.layers.",
+                                             .attention_norm = "input_layernorm",
+                                             .ffn_norm = "post_attention_layernorm",
+                                             .q_norm = "self_attn.q_norm",
+                                             .k_norm = "self_attn.k_norm",
+                                             .q = "self_attn.q_proj",
+                                             .k = "self_attn.k_proj",
+                                             .v = "self_attn.v_proj",
+                                             .o = "self_attn.o_proj",
+                                             .gate = "mlp.gate_proj",
+                                             .up = "mlp.up_proj",
+                                             .down = "mlp.down_proj"};
 
 struct Family {
   const char* architecture;  // as config.json's architectures names it

@@ -21,16 +21,6 @@ constexpr size_t kUnitBytes = size_t{512} << 10;
 constexpr int kRowsTogether = 32;  // of the packed layouts' tiles
 constexpr size_t kSpare = 3;       // pieces of memory kept for the matrices to come
 
-/// A small floating-point tensor of `n` values, all of them finite.
-std::vector<float> load_finite(const Checkpoint& checkpoint, const std::string& name, int n) {
-  const int64_t shape[] = {n};
-  auto values = checkpoint.load_floats(name, shape);
-  for (float x : values)
-    check(std::isfinite(x), Code::model_format, checkpoint.need(name).file, ": tensor ", name,
-          " holds a value that is not finite; the file is damaged");
-  return values;
-}
-
 /// One packed copy of a matrix.
 struct Copy {
   const Linear* linear = nullptr;      // null: the rows as they are
@@ -177,11 +167,11 @@ class ModelLoader {
 
   void load_bias(Matrix& m, const std::string& name, int n, bool wanted) const {
     if (wanted) {
-      const auto values = load_finite(checkpoint_, name, n);
+      const auto values = checkpoint_.load_finite(name, n);
       m.bias.insert(m.bias.end(), values.begin(), values.end());
     } else if (checkpoint_.find(name)) {
       // A quantizer may write all-zero biases that the model does not have; anything else is a lie.
-      const auto values = load_finite(checkpoint_, name, n);
+      const auto values = checkpoint_.load_finite(name, n);
       check(std::all_of(values.begin(), values.end(), [](float x) { return x == 0; }),
             Code::model_format, checkpoint_.where(), ": tensor ", name, " is not zero, but ",
             c_.architecture, " with this config.json has no bias there");
@@ -234,7 +224,7 @@ class ModelLoader {
     embedding_->copies.push_back(std::move(copy));
 
     const auto norm = [&](const std::string& name, int width) {
-      const auto values = load_finite(checkpoint_, name, width);
+      const auto values = checkpoint_.load_finite(name, width);
       float* out = arena.take_array<float>(width);
       backend_.upload(out, values.data(), values.size() * 4);
       return out;

@@ -27,13 +27,6 @@ std::vector<std::vector<Token>> prompts(int vocab = 64) {
           random_text(64, vocab, 4)};
 }
 
-Sampling sampled() {
-  Sampling s;
-  s.temperature = 0.8f, s.top_p = 0.95f, s.seed = 3;
-  s.repetition_penalty = 1.1f, s.presence_penalty = 0.2f;
-  return s;
-}
-
 struct Shape {
   int depth, width, nodes;
 };

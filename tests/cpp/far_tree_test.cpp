@@ -29,13 +29,6 @@ std::vector<std::vector<Token>> prompts() {
           random_text(64, vocab, 4)};
 }
 
-Sampling sampled() {
-  Sampling s;
-  s.temperature = 0.8f, s.top_p = 0.95f, s.seed = 3;
-  s.repetition_penalty = 1.1f, s.presence_penalty = 0.2f;
-  return s;
-}
-
 /// What the target alone says to each prompt.
 std::vector<Said> plain(const std::string& isa, const std::vector<std::vector<Token>>& texts,
                         int count, const Sampling& s, Token stop = -1) {

@@ -14,6 +14,14 @@
 
 namespace stepladder {
 
+/// A rule of noise, a filter and penalties.
+inline Sampling sampled() {
+  Sampling s;
+  s.temperature = 0.8f, s.top_p = 0.95f, s.seed = 3;
+  s.repetition_penalty = 1.1f, s.presence_penalty = 0.2f;
+  return s;
+}
+
 /// A verifier that counts what is asked of it and passes it on.
 class CountedVerifier final : public Verifier {
  public:

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "backends/tables.h"
+#include "core/noise.h"
 
 namespace stepladder::cuda {
 
@@ -25,6 +26,42 @@ __device__ inline int times_extra(const Row& r, int id) {
   for (int i = 0; i < r.tentatives; ++i) times += r.tentative[i] == id;
   for (int at = r.node; at > 0; at = r.parent[at]) times += r.token[at] == id;
   return times;
+}
+
+/// A row under the rule of a sequence's entry in the plan, for a node of a tree of such tokens and
+/// parents. What `seen` [32] says is noted later.
+__device__ inline Row row_under(const RuleParams& rule, const RuleView& rules, const Plan& plan,
+                                const PlanEntry& entry, const float* logits, const int32_t* token,
+                                const int32_t* parent, int node, const uint32_t* seen) {
+  const int64_t rule_row = int64_t{entry.rule} * rules.vocab;
+  return {.logits = logits,
+          .bias = rule.bias ? rules.bias + rule_row : nullptr,
+          .counts = rule.penalties ? rules.counts + rule_row : nullptr,
+          .tentative = plan.tokens + entry.first_tentative,
+          .token = token,
+          .parent = parent,
+          .seen = seen,
+          .tentatives = entry.tentative,
+          .node = node,
+          .vocab = rules.vocab,
+          .repetition = rule.repetition,
+          .frequency = rule.frequency,
+          .presence = rule.presence,
+          .scale = rule.temperature < kLeastTemperature ? 1.f : 1.f / rule.temperature};
+}
+/// Notes the extra tokens of a row, in shared memory. All threads of a block call; a barrier ends
+/// it.
+__device__ inline void note_seen(const Row& r, uint32_t* seen) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < 32) seen[thread] = 0;
+  __syncthreads();
+  const auto see = [seen](int id) { atomicOr(&seen[id / 32 % 32], 1u << (id % 32)); };
+  for (int i = thread; i < r.tentatives; i += static_cast<int>(blockDim.x))
+    if (r.tentative[i] >= 0) see(r.tentative[i]);
+  if (thread == 0)
+    for (int at = r.node; at > 0; at = r.parent[at])
+      if (r.token[at] >= 0) see(r.token[at]);
+  __syncthreads();
 }
 
 /// Bias, penalties and scale of one token, of logit z.

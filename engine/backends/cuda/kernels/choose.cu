@@ -176,33 +176,10 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(ChooseArgs a) {
   const int s = a.rows.node_sequence[node], x = a.rows.node_index[node];
   const PlanEntry& entry = a.plan.entries[s];
   const RuleParams rule = a.rules.params[entry.rule];
-  const int64_t rule_row = int64_t{entry.rule} * a.rules.vocab;
   const int64_t tree = int64_t{s} * a.trees.capacity;
-  Row r{.logits = row_of<const float>(a.logits, j),
-        .bias = rule.bias ? a.rules.bias + rule_row : nullptr,
-        .counts = rule.penalties ? a.rules.counts + rule_row : nullptr,
-        .tentative = a.plan.tokens + entry.first_tentative,
-        .token = a.trees.token + tree,
-        .parent = a.trees.parent + tree,
-        .seen = seen,
-        .tentatives = entry.tentative,
-        .node = x,
-        .vocab = a.rules.vocab,
-        .repetition = rule.repetition,
-        .frequency = rule.frequency,
-        .presence = rule.presence,
-        .scale = rule.temperature < kLeastTemperature ? 1.f : 1.f / rule.temperature};
-  if (rule.penalties) {
-    if (threadIdx.x < 32) seen[threadIdx.x] = 0;
-    __syncthreads();
-    const auto see = [](int id) { atomicOr(&seen[id / 32 % 32], 1u << (id % 32)); };
-    for (int i = threadIdx.x; i < r.tentatives; i += kThreads)
-      if (r.tentative[i] >= 0) see(r.tentative[i]);
-    if (threadIdx.x == 0)
-      for (int at = x; at > 0; at = r.parent[at])
-        if (r.token[at] >= 0) see(r.token[at]);
-    __syncthreads();
-  }
+  const Row r = row_under(rule, a.rules, a.plan, entry, row_of<const float>(a.logits, j),
+                          a.trees.token + tree, a.trees.parent + tree, x, seen);
+  if (rule.penalties) note_seen(r, seen);
   const int32_t position = a.rows.position[a.rows.node_row[node]] + 1;
   const Crew crew;
   Rank most = 0;

@@ -66,7 +66,6 @@ __global__ void top_kernel(TopArgs a) {
   const int beam = node - a.rows.sequence_node[s];
   const PlanEntry& entry = a.plan.entries[s];
   const RuleParams rule = a.rules.params[entry.rule];
-  const int64_t rule_row = int64_t{entry.rule} * a.rules.vocab;
   const size_t tree = first_candidate(g, s);
   // The path as a chain of nodes 1 .. step.
   if (threadIdx.x == 0)
@@ -75,30 +74,9 @@ __global__ void top_kernel(TopArgs a) {
       path_token[d] = g.token[tree + candidate], path_parent[d] = d - 1;
       at = parent_beam(g, candidate);
     }
-  if (threadIdx.x < 32) seen[threadIdx.x] = 0;
-  __syncthreads();
-  Row r{.logits = row_of<const float>(a.logits, j),
-        .bias = rule.bias ? a.rules.bias + rule_row : nullptr,
-        .counts = rule.penalties ? a.rules.counts + rule_row : nullptr,
-        .tentative = a.plan.tokens + entry.first_tentative,
-        .token = path_token,
-        .parent = path_parent,
-        .seen = seen,
-        .tentatives = entry.tentative,
-        .node = a.step,
-        .vocab = a.rules.vocab,
-        .repetition = rule.repetition,
-        .frequency = rule.frequency,
-        .presence = rule.presence,
-        .scale = rule.temperature < kLeastTemperature ? 1.f : 1.f / rule.temperature};
-  if (rule.penalties) {
-    const auto see = [](int id) { atomicOr(&seen[id / 32 % 32], 1u << (id % 32)); };
-    for (int i = threadIdx.x; i < r.tentatives; i += kTopThreads)
-      if (r.tentative[i] >= 0) see(r.tentative[i]);
-    for (int d = 1 + threadIdx.x; d <= a.step; d += kTopThreads)
-      if (path_token[d] >= 0) see(path_token[d]);
-    __syncthreads();
-  }
+  const Row r = row_under(rule, a.rules, a.plan, entry, row_of<const float>(a.logits, j),
+                          path_token, path_parent, a.step, seen);
+  if (rule.penalties) note_seen(r, seen);
   const Value value{r, !(rule.temperature < kLeastTemperature), rule.seed,
                     a.rows.position[a.rows.node_row[node]] + 2};
   const size_t from = tree + candidate_of(g, a.step, a.step ? beam : 0, 0);
